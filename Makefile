@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all the set-up. PYTHON and PIP_ARGS pass through, as in `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+export CPLAB_HOME ?= $(CURDIR)/.cplab
+
+.PHONY: demo dashboard test lint types clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "CP Lab needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[test]' -c constraints.txt $(PIP_ARGS)
+	@$(BIN)/python -c 'import torch; print("torch", torch.__version__, "CUDA" if torch.version.cuda else "CPU", "build")'
+	@echo "environment: $$(du -sh $(VENV) | cut -f1) in $(VENV)"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/cplab doctor
+	$(BIN)/cplab run quickstart
+	@echo
+	@echo "To look at it in MLflow: make dashboard"
+
+dashboard: $(STAMP)
+	$(BIN)/cplab dashboard
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+test: $(STAMP) lint types
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,177 @@
+"""Finds, reads and overrides specs: a catalogue name or a YAML path in, an ExperimentSpec out, or one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from experiments.errors import SpecError, unknown_name
+from experiments.spec.experiment import ExperimentSpec
+
+FOLDER = Path(__file__).parent
+PATH_KEYS = (("workload", "trace"), ("weights", "checkpoint"))
+"""Keys that hold paths. In a file they stay inside the file's folder; given with --set they are the user's."""
+
+
+def names() -> list[str]:
+    """The catalogue: names that `load` takes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def about(name: str) -> str:
+    """The first sentence of what a catalogue entry says of itself."""
+    text = " ".join(str(_read(FOLDER / f"{name}.yaml").get("about", "")).split())
+    return text.split(". ")[0].rstrip(".")
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> ExperimentSpec:
+    """The spec of that catalogue name or YAML path, with `key.path=value` overrides applied.
+
+    Raises:
+        SpecError: No such spec, not YAML, or anything in it that cannot be run; names the key, the value and what is allowed.
+    """
+    path = _find(name_or_path)
+    content = _read(path)
+    _confine_paths(content, path)
+    for override in overrides:
+        _apply(content, override)
+    return validate(content, source=name_or_path)
+
+
+def validate(content: Mapping[str, Any], source: str) -> ExperimentSpec:
+    """The spec that this mapping states.
+
+    Raises:
+        SpecError: The first thing in it that is wrong.
+    """
+    try:
+        return ExperimentSpec.model_validate(content)
+    except ValidationError as error:
+        raise SpecError(f"{source}: {_first_problem(error, content)}") from None
+    except RecursionError:
+        raise SpecError(f"{source}: nested too deeply") from None
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path in names():
+        return FOLDER / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise SpecError(f"SPEC: no file at {name_or_path!r}; the catalogue has: {', '.join(names())}")
+        return path
+    raise unknown_name("experiment", name_or_path, names(), "SPEC")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path.name}: cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SpecError(f"{path.name}: an experiment is a mapping of keys, not {type(content).__name__}")
+    return content
+
+
+def _confine_paths(content: dict[str, Any], path: Path) -> None:
+    folder = path.parent.resolve()
+    for section, key in PATH_KEYS:
+        part = content.get(section)
+        value = part.get(key) if isinstance(part, dict) else None
+        if not isinstance(value, str):
+            continue
+        target = (folder / value).resolve()
+        if not target.is_relative_to(folder):
+            raise SpecError(
+                f"{path.name}: {section}.{key}: {value!r} leaves the file's folder; give it with --set {section}.{key}=PATH"
+            )
+        part[key] = str(target)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise SpecError(f"--set {override!r}: expected key.path=value, as in measurement.launches=5")
+    try:
+        value = yaml.safe_load(text) if text.strip() else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"--set {key}: not YAML: {' '.join(str(error).split())}") from None
+    if tuple(parts) in PATH_KEYS and isinstance(value, str):
+        value = str(Path(value).expanduser().resolve())
+    node: Any = content
+    for part in parts[:-1]:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise SpecError(f"--set {key}: {part!r} holds {child!r}, which has no keys; replace it whole, as in --set {part}=...")
+        node = child
+    node[parts[-1]] = value
+
+
+def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
+    details = error.errors(include_url=False)
+    first, more = details[0], len(details) - 1
+    key = ".".join(str(part) for part in _spec_keys(first["loc"], content)) or "the spec"
+    rest = f" (and {more} more)" if more else ""
+    return f"{key}: {_explain(first)}{rest}"
+
+
+def _spec_keys(loc: tuple[int | str, ...], content: Any) -> list[int | str]:
+    """The location without the tags that pydantic puts in for the variants of a union."""
+    keys: list[int | str] = []
+    node = content
+    for part in loc:
+        if isinstance(node, dict) and part not in node and part in ("grid", "trace"):
+            continue
+        keys.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return keys
+
+
+def _explain(problem: ErrorDetails) -> str:
+    value = repr(problem["input"])
+    value = value if len(value) <= 80 else value[:77] + "..."
+    match problem["type"]:
+        case "extra_forbidden":
+            allowed = _fields_at(problem["loc"][:-1])
+            return str(unknown_name("key", problem["loc"][-1], allowed, "").args[0]).removeprefix(": ")
+        case "missing":
+            return "this key is needed"
+        case "value_error":
+            return str(problem.get("ctx", {}).get("error", problem["msg"]))
+        case _:
+            return f"{problem['msg']}, not {value}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the model at `loc` has."""
+    candidates: list[type[BaseModel]] = [ExperimentSpec]
+    for part in loc:
+        following: list[type[BaseModel]] = []
+        for model in candidates:
+            if part in model.model_fields:
+                following += _models_in(model.model_fields[str(part)].annotation)
+        if following:
+            chosen = [m for m in following if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+            candidates = chosen or following
+        else:
+            candidates = [m for m in candidates if getattr(m.model_fields.get("kind"), "default", part) == part] or candidates
+    return sorted({field for model in candidates for field in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in get_args(annotation) for model in _models_in(arg)]

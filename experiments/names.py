@@ -1,0 +1,109 @@
+"""The vocabulary: every name that a spec may use, and every name that a result carries.
+
+`workers` registers a function or class under each of the first five; a test asserts that both sets are equal, so a wrong
+name is refused here, without importing torch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Schedule(StrEnum):
+    """The order of the indexer's stages and the launch point of the gather."""
+
+    SERIAL = "serial"
+    """The code before SGLang PR #20438: both rotations, then the gather on the main lane."""
+    OVERLAP_ROTATE = "overlap_rotate"
+    """SGLang PR #20438: rotate k, gather on the side lane under the rotation of q, join at once."""
+
+
+class Split(StrEnum):
+    """Which rank owns which token of a step."""
+
+    ZIGZAG = "zigzag"
+    """SGLang's in-seq-split: 2c contiguous blocks a sequence; rank r owns blocks r and 2c-1-r."""
+    INTERLEAVE = "interleave"
+    """SGLang's round-robin-split: token i of the step belongs to rank i mod c."""
+
+
+class FabricKind(StrEnum):
+    """The links between ranks."""
+
+    PROCESS_GROUP = "process_group"
+    """torch.distributed over whatever links there are."""
+    EMULATED = "emulated"
+    """The same gather, which ends no earlier than a stated link model says."""
+
+
+class Device(StrEnum):
+    """Where the lanes run."""
+
+    CPU = "cpu"
+    SIMULATED = "simulated"
+    """A virtual clock over planted stage times: the same schedules, no real time."""
+
+
+class Scope(StrEnum):
+    """What is timed."""
+
+    QK = "qk"
+    """x and q_lora to rotated q and gathered bf16 k: what the PR touches."""
+    KEY_READY = "key_ready"
+    """To the quantised index keys in the cache."""
+    INDEXER = "indexer"
+    """Through top-k."""
+
+
+class Regime(StrEnum):
+    """How trials follow each other."""
+
+    DRAINED = "drained"
+    """Ranks idle and aligned before every trial."""
+
+
+class Payload(StrEnum):
+    """What crosses the wire."""
+
+    BF16 = "bf16"
+    """Rotated keys, 256 B a token."""
+
+
+class Transport(StrEnum):
+    """Who moves it."""
+
+    COLLECTIVE = "collective"
+
+
+class Control(StrEnum):
+    """How a trial departs from the arm it belongs to; the accounting needs all of them."""
+
+    NONE = "none"
+    PREFILLED = "prefilled"
+    """C_a: the gather returns at once a prefilled, correct buffer in token order."""
+    ZERO_BYTE = "zero_byte"
+    """The arm's real fork and join around a gather that moves nothing."""
+    GATHER_ALONE = "gather_alone"
+    """Only the gather, on the main lane."""
+
+
+class Verdict(StrEnum):
+    FASTER = "FASTER"
+    SLOWER = "SLOWER"
+    SAME = "SAME"
+    UNRESOLVED = "UNRESOLVED"
+    INVALID = "INVALID"
+
+
+class SweepStatus(StrEnum):
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+
+
+BASELINE_ARM = "baseline"
+"""The arm every other one is compared with; a spec must define it."""
+
+METHODOLOGY_VERSION = 1
+"""Rises with any change to what a published figure means; rows of different versions are refused for comparison."""

@@ -1,0 +1,39 @@
+"""An arm: one way of running the indexer, as a frozen set of factors over defaults."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from experiments.errors import unknown_name
+from experiments.names import Payload, Schedule, Transport
+
+_USER_SCHEDULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class ArmSpec(BaseModel):
+    """The factors of one arm. Two arms are compared by the factors that differ."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schedule: str = Schedule.SERIAL.value
+    """A shipped schedule's name, or `module:function`, the user's own."""
+    payload: Payload = Payload.BF16
+    transport: Transport = Transport.COLLECTIVE
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_is_known(cls, value: str) -> str:
+        if value in set(Schedule) or _USER_SCHEDULE.fullmatch(value):
+            return value
+        raise unknown_name("schedule", value, [*Schedule, "module:function"], "arms.<arm>.schedule")
+
+    @property
+    def is_user_schedule(self) -> bool:
+        return ":" in self.schedule
+
+    def differs_from(self, other: ArmSpec) -> dict[str, tuple[str, str]]:
+        """The factors that a comparison with `other` is about: name -> (other's value, this one's)."""
+        ours, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return {factor: (theirs[factor], ours[factor]) for factor in ours if ours[factor] != theirs[factor]}

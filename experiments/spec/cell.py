@@ -1,0 +1,113 @@
+"""A cell: one point of the grid, all that its arms share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from experiments.names import Device, FabricKind, Regime, Scope, Split
+from experiments.spec.dims import DimsSpec
+from experiments.spec.eligibility import is_beyond_upstream, why_not
+from experiments.spec.fabric import FabricSpec
+from experiments.workload.step import Workload
+
+KEY_BYTES = 256
+"""One bf16 index key on the wire."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Workload x split x cp_size x fabric x scope x regime x dims, on one device."""
+
+    workload_label: str
+    steps: Workload
+    is_replay: bool
+    split: Split
+    cp_size: int
+    fabric: FabricSpec
+    scope: Scope
+    regime: Regime
+    dims: DimsSpec
+    device: Device
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What the identity is made of, as JSON values; the workload by its steps, so that a label can be renamed."""
+        return {
+            "steps": [[[s.prefix_tokens, s.new_tokens] for s in step.sequences] for step in self.steps],
+            "split": self.split.value,
+            "cp_size": self.cp_size,
+            "fabric": self.fabric.model_dump(mode="json"),
+            "scope": self.scope.value,
+            "regime": self.regime.value,
+            "dims": self.dims.model_dump(mode="json"),
+            "device": self.device.value,
+        }
+
+    @cached_property
+    def cell_id(self) -> str:
+        """Twelve hex digits that hash the content."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """Readable and unique inside a sweep of one scope, regime and dims."""
+        simulated = "simulated-" if self.device is Device.SIMULATED else ""
+        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}"
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(step.new_tokens for step in self.steps)
+
+    @property
+    def prefix_tokens(self) -> int:
+        return sum(s.prefix_tokens for step in self.steps for s in step.sequences)
+
+    @property
+    def steps_without_cp(self) -> int:
+        """Steps of a replay that the split cannot take; they run unsplit in every arm."""
+        return sum(why_not(self.split, step, self.cp_size) is not None for step in self.steps)
+
+    @property
+    def beyond_upstream(self) -> bool:
+        return any(is_beyond_upstream(self.split, step) for step in self.steps)
+
+    @property
+    def is_emulated(self) -> bool:
+        return self.fabric.kind is FabricKind.EMULATED
+
+    def bytes_per_rank(self, num_inputs: int) -> int:
+        """Estimate of a rank's tensors for the largest step: weights, inputs, q in its stages, keys, and the prefix's cache."""
+        dims = self.dims
+        widest = max(self.steps, key=lambda step: step.new_tokens)
+        local = -(-widest.new_tokens // self.cp_size)
+        heads = dims.num_heads * dims.head_dim
+        weights = 2 * (heads * dims.q_lora_rank + dims.head_dim * dims.hidden + dims.num_heads * dims.hidden)
+        inputs = 2 * (widest.new_tokens + num_inputs * 64) * (dims.hidden + dims.q_lora_rank)
+        queries = local * heads * (2 + 2 + 4 + 4)
+        keys = widest.kv_tokens * 132 + (num_inputs + 2) * widest.new_tokens * KEY_BYTES
+        return weights + inputs + queries + keys
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "cell_id": self.cell_id,
+            "label": self.label,
+            "workload": self.workload_label,
+            "is_replay": self.is_replay,
+            "num_steps": len(self.steps),
+            "new_tokens": self.new_tokens,
+            "prefix_tokens": self.prefix_tokens,
+            "steps_without_cp": self.steps_without_cp,
+            "beyond_upstream": self.beyond_upstream,
+            "fabric_name": self.fabric.name,
+            "dims_name": self.dims.name,
+            **{key: value for key, value in self.content.items() if key != "steps"},
+        }
+
+
+def steps_as_json(steps: Workload) -> list[Any]:
+    """The steps with their sequences, for records."""
+    return [asdict(step) for step in steps]

@@ -1,0 +1,137 @@
+"""An experiment: the whole of what a user asks to be measured, validated before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from experiments.errors import SpecError
+from experiments.names import BASELINE_ARM, Device, Regime, Scope, Split
+from experiments.spec.arms import ArmSpec
+from experiments.spec.cell import Cell
+from experiments.spec.dims import DimsSpec, dims_by_name
+from experiments.spec.eligibility import why_not
+from experiments.spec.fabric import FabricSpec, fabric_by_name
+from experiments.spec.measurement import MeasurementSpec, PlacementSpec, VerifySpec
+from experiments.spec.simulation import SimulationSpec
+from experiments.spec.weights import WeightsSpec
+from experiments.workload.grid import GridWorkload
+from experiments.workload.replay import Replay, TraceWorkload
+from experiments.workload.step import Workload
+
+_MODEL = ConfigDict(extra="forbid", frozen=True)
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _preset_fabrics(value: Any) -> Any:
+    return tuple(fabric_by_name(item) if isinstance(item, str) else item for item in _listed(value))
+
+
+def _preset_dims(value: Any) -> Any:
+    return dims_by_name(value) if isinstance(value, str) else value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("needs at least one value")
+    if len({str(v) for v in values}) != len(values):
+        raise ValueError(f"has a value twice: {', '.join(str(v) for v in values)}")
+    return values
+
+
+class CellsSpec(BaseModel):
+    """The coordinates of the grid; each takes one value or a list."""
+
+    model_config = _MODEL
+
+    split: Annotated[tuple[Split, ...], BeforeValidator(_listed)] = (Split.INTERLEAVE,)
+    cp_size: Annotated[tuple[Annotated[int, Field(ge=1, le=1024, strict=True)], ...], BeforeValidator(_listed)]
+    fabric: Annotated[tuple[FabricSpec, ...], BeforeValidator(_preset_fabrics)]
+    scope: Annotated[tuple[Scope, ...], BeforeValidator(_listed)] = (Scope.QK,)
+    regime: Annotated[tuple[Regime, ...], BeforeValidator(_listed)] = (Regime.DRAINED,)
+
+    _no_repeats = field_validator("split", "cp_size", "fabric", "scope", "regime")(_distinct)
+
+
+class ExperimentSpec(BaseModel):
+    """One YAML file of the catalogue, or of the user."""
+
+    model_config = _MODEL
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    suite: str = Field("nsa-indexer", pattern=r"^[a-zA-Z0-9][\w./-]{0,63}$")
+    about: str = ""
+    dims: Annotated[DimsSpec, BeforeValidator(_preset_dims)]
+    device: Device = Device.CPU
+    seed: int = Field(0, ge=0, lt=2**31)
+    weights: WeightsSpec = WeightsSpec()
+    workload: Annotated[GridWorkload | TraceWorkload, Field(discriminator="kind")]
+    cells: CellsSpec
+    arms: dict[str, ArmSpec]
+    measurement: MeasurementSpec = MeasurementSpec()
+    verify: VerifySpec = VerifySpec()
+    placement: PlacementSpec = PlacementSpec()
+    simulation: SimulationSpec = SimulationSpec()
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_can_be_compared(cls, arms: dict[str, ArmSpec]) -> dict[str, ArmSpec]:
+        for name in arms:
+            if not name.isidentifier() or len(name) > 32 or name.startswith("_"):
+                raise ValueError(f"an arm's name is letters, digits and underscores, at most 32, not {name!r}")
+        if BASELINE_ARM not in arms:
+            raise ValueError(f"an arm named {BASELINE_ARM!r} must be there; found: {', '.join(arms) or 'none'}")
+        if not 2 <= len(arms) <= 12:
+            raise ValueError(f"2 to 12 arms can be compared, not {len(arms)}")
+        return arms
+
+    @model_validator(mode="after")
+    def _checkpoint_fits_device(self) -> Self:
+        if self.device is Device.SIMULATED and self.weights.checkpoint:
+            raise ValueError("a simulated device reads no checkpoint: drop weights.checkpoint")
+        return self
+
+    @property
+    def spec_hash(self) -> str:
+        """Sixteen hex digits over everything but the prose."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"about"}), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def expand(self) -> Expansion:
+        """Every cell of the grid, in a stable order, with the workload built.
+
+        Raises:
+            SpecError: A trace cannot be read, or a grid's sequence is too short for its split.
+        """
+        replay: Replay | None = None
+        if isinstance(self.workload, TraceWorkload):
+            replay = self.workload.build()
+            label = f"trace{replay.num_requests}r"
+            workloads: list[tuple[str, Workload]] = [(label, replay.steps)]
+        else:
+            workloads = [(point.label, point.steps) for point in self.workload.points()]
+        c = self.cells
+        axes: Iterable[tuple[Any, ...]] = itertools.product(c.cp_size, workloads, c.split, c.fabric, c.scope, c.regime)
+        cells = []
+        for cp_size, (label, steps), split, fabric, scope, regime in axes:
+            if replay is None and (reason := why_not(split, steps[0], cp_size)):
+                raise SpecError(f"workload.new_tokens: {reason} (cell {label}); give longer sequences or change cells.cp_size")
+            cells.append(Cell(label, steps, replay is not None, split, cp_size, fabric, scope, regime, self.dims, self.device))
+        return Expansion(cells=tuple(cells), replay=replay)
+
+
+class Expansion(BaseModel):
+    """The cells of a spec, and the replay they came from when there is one."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    cells: tuple[Cell, ...]
+    replay: Replay | None

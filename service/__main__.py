@@ -1,0 +1,5 @@
+"""`python -m service` is `cplab`."""
+
+from service.cli import main
+
+main()

@@ -1,0 +1,91 @@
+"""The verdict table, for a terminal, a job's log and a Markdown note alike."""
+
+from __future__ import annotations
+
+from service.judge.interval import Interval
+from service.judge.results import ArmResult, CellResult, SweepResult
+
+HEADINGS = ("cell", "arm", "verdict", "time ratio", "95 %", "p50 ms", "tokens/s", "saved us", "hidden", "ideal")
+
+
+def headings(confidence: float) -> tuple[str, ...]:
+    """The columns; the interval's says its confidence."""
+    return tuple(f"{100 * confidence:g} % interval" if heading == "95 %" else heading for heading in HEADINGS)
+
+
+def rows(result: SweepResult) -> list[tuple[str, ...]]:
+    """One row for each (cell, arm), as text."""
+    return [_row(cell, arm) for cell in result.cells for arm in cell.arms]
+
+
+def _row(cell: CellResult, arm: ArmResult) -> tuple[str, ...]:
+    ratio = arm.comparison.ratio if arm.comparison and not cell.faults else None
+    account = arm.account
+    return (
+        cell.label,
+        arm.arm,
+        verdict_words(arm),
+        f"{ratio.estimate:.3f}" if ratio else "",
+        bounds(ratio) if ratio else "",
+        f"{arm.latency.p50_us / 1e3:.2f}" if arm.latency else "",
+        f"{arm.tokens_per_s:,.0f}" if arm.tokens_per_s else "",
+        f"{account.saved_us.estimate:,.0f}" if account and arm.comparison else "",
+        share(account.hidden) if account and arm.comparison else "",
+        f"{100 * account.hidden_ideal.estimate:.0f} %" if account and account.hidden_ideal and arm.comparison else "",
+    )
+
+
+def verdict_words(arm: ArmResult) -> str:
+    if arm.verdict is None:
+        return ""
+    return f"{arm.verdict} (small)" if arm.is_small else str(arm.verdict)
+
+
+def bounds(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def share(hidden: Interval | None) -> str:
+    """A share of G with its interval, never clipped; blank where G is lost in noise."""
+    if hidden is None:
+        return ""
+    return f"{100 * hidden.estimate:.0f} % [{100 * hidden.low:.0f}, {100 * hidden.high:.0f}]"
+
+
+def hardware(result: SweepResult) -> str:
+    """On what it was measured, in one line."""
+    env = result.environment
+    nodes = {rank["hostname"] for launch in env.get("launches", []) for rank in launch["ranks"]}
+    versions = env["versions"]
+    where = f"{len(nodes)} host{'s' * (len(nodes) != 1)}" if nodes else "no host"
+    return f"{where}, {env['cores']} cores, {env['cpu']}; torch {versions['torch']}, ray {versions['ray']}; revision {env['revision'][:12]}"
+
+
+def caveats(result: SweepResult) -> list[str]:
+    """What a reader must know before believing a row."""
+    lines = []
+    emulated = sorted({cell.cell["fabric_name"] for cell in result.cells if cell.cell["fabric"]["kind"] == "emulated"})
+    if emulated:
+        lines.append(
+            f"emulated links ({', '.join(emulated)}): a stated link model over the real gather, not a real network of that speed"
+        )
+    if any(cell.cell["device"] == "simulated" for cell in result.cells):
+        lines.append("simulated device: planted stage times on a virtual clock; nothing was measured")
+    if any(cell.cell["device"] == "cpu" for cell in result.cells):
+        lines.append("CPU ranks: says nothing about NCCL on GPUs")
+    if any(cell.cell["beyond_upstream"] for cell in result.cells):
+        lines.append("several sequences under zigzag: beyond what upstream supports")
+    without = sum(cell.cell["steps_without_cp"] for cell in result.cells)
+    if without:
+        lines.append(f"{without} replayed steps were too short for their split and ran without CP in every arm")
+    for cell in result.cells:
+        if cell.faults:
+            first = cell.faults[0]
+            lines.append(f"INVALID {cell.label}: arm {first.arm}: {first.check}: {first.detail}")
+        elif not cell.is_measured:
+            lines.append(f"{cell.label}: not measured")
+    if result.replay and result.replay["scale"] != 1:
+        lines.append(f"every length of the trace was scaled by {result.replay['scale']:.4g} (workload.max_prompt_tokens)")
+    if result.failure:
+        lines.append(f"the sweep ended {result.status}: {result.failure.splitlines()[0]}")
+    return lines

@@ -1,0 +1,39 @@
+"""Prints a result: a table that fits a terminal, plain columns in a job's log."""
+
+from __future__ import annotations
+
+import sys
+
+from service.judge.results import SweepResult
+from service.report.table import caveats, hardware, headings, rows
+
+
+def print_result(result: SweepResult, confidence: float) -> None:
+    """The verdict table, the hardware, and what to mind."""
+    if sys.stdout.isatty():
+        _print_rich(result, confidence)
+    else:
+        _print_plain(result, confidence)
+    print(f"measured on: {hardware(result)}")
+    for line in caveats(result):
+        print(f"note: {line}")
+
+
+def _print_rich(result: SweepResult, confidence: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.experiment} {result.sweep_id}", show_lines=False)
+    for index, heading in enumerate(headings(confidence)):
+        table.add_column(heading, justify="left" if index < 3 else "right", overflow="fold")
+    colours = {"FASTER": "green", "SLOWER": "red", "INVALID": "bold red", "UNRESOLVED": "yellow"}
+    for row in rows(result):
+        table.add_row(*row, style=colours.get(row[2].split()[0] if row[2] else "", ""))
+    Console().print(table)
+
+
+def _print_plain(result: SweepResult, confidence: float) -> None:
+    lines = [headings(confidence), *rows(result)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

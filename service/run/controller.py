@@ -1,0 +1,270 @@
+"""The controller: a state machine that takes a sweep launch by launch and cell by cell.
+
+Launches are the outer loop, so that a cell's launches lie minutes apart and drift becomes spread instead of bias. `step` does one thing and can
+be driven without a cluster; what to do about a failure is an injected policy; records, progress and tracking only observe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from experiments.names import FabricKind
+from experiments.spec.cell import Cell
+from experiments.spec.experiment import ExperimentSpec
+from service.run.orders import ARMS, CONTROLS, arms_with_serial, block_of, control_variants, warm_up_of
+from service.run.rank_group import GroupLostError, RankGroup
+from workers.messages import BlockReport, Fault, PrepareCell, Prepared, VerifyCell, VerifyReport
+
+
+class Action(StrEnum):
+    """What a step does."""
+
+    LAUNCH = "launch"
+    PREPARE = "prepare"
+    VERIFY = "verify"
+    WARM_UP = "warm up"
+    MEASURE = "measure"
+    CONTROL = "control"
+    VERIFY_AFTER = "verify after"
+    CLOSE = "close"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a sweep. `cell` is None for what concerns the whole group."""
+
+    action: Action
+    cp_size: int
+    launch: int
+    cell: Cell | None = None
+    block: int = 0
+
+
+class Decision(StrEnum):
+    """What to do after a failure."""
+
+    GIVE_UP_CELL = "give up the cell"
+    STOP = "stop the sweep"
+
+
+class FailurePolicy(Protocol):
+    def decide(self, failure: GroupLostError, task: Task) -> Decision: ...
+
+
+class StopUnlessArm:
+    """An arm that cannot run costs its cell; a lost rank or node stops the sweep."""
+
+    def decide(self, failure: GroupLostError, task: Task) -> Decision:
+        is_arm = failure.fault is not None and failure.fault.kind == "schedule" and task.cell is not None
+        return Decision.GIVE_UP_CELL if is_arm else Decision.STOP
+
+
+class Observer:
+    """What a sweep tells; every method may be overridden."""
+
+    def task_started(self, task: Task) -> None: ...
+
+    def launched(self, task: Task, group: RankGroup, launch_s: float) -> None: ...
+
+    def prepared(self, task: Task, path: str, floor_us: float | None) -> None: ...
+
+    def verified(self, task: Task, reports: Sequence[VerifyReport]) -> None: ...
+
+    def measured(self, task: Task, kind: str, reports: Sequence[BlockReport], wall_us: float, shares_clock: bool) -> None: ...
+
+    def invalid(self, task: Task, faults: Sequence[Fault]) -> None: ...
+
+    def task_ended(self, task: Task) -> None: ...
+
+
+def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec) -> list[Task]:
+    """Every step of a sweep, in order."""
+    tasks: list[Task] = []
+    plan = spec.measurement
+    for cp_size in sorted({cell.cp_size for cell in cells}):
+        group = [cell for cell in cells if cell.cp_size == cp_size]
+        for launch in range(plan.launches):
+            tasks.append(Task(Action.LAUNCH, cp_size, launch))
+            # Every other launch takes the cells backwards: no cell is always the first after a launch.
+            for cell in group if launch % 2 == 0 else group[::-1]:
+                tasks.append(Task(Action.PREPARE, cp_size, launch, cell))
+                tasks.append(Task(Action.VERIFY, cp_size, launch, cell))
+                tasks.append(Task(Action.WARM_UP, cp_size, launch, cell))
+                tasks += [Task(Action.MEASURE, cp_size, launch, cell, block) for block in range(plan.blocks)]
+                tasks.append(Task(Action.CONTROL, cp_size, launch, cell))
+                tasks.append(Task(Action.VERIFY_AFTER, cp_size, launch, cell))
+        tasks.append(Task(Action.CLOSE, cp_size, plan.launches - 1))
+    return tasks
+
+
+class Controller:
+    """Runs the tasks of a sweep on rank groups made by `make_group(cp_size)`."""
+
+    def __init__(
+        self,
+        spec: ExperimentSpec,
+        cells: Sequence[Cell],
+        make_group: Callable[[int], RankGroup],
+        observers: Iterable[Observer],
+        policy: FailurePolicy | None = None,
+        import_paths: Sequence[str] = (),
+    ) -> None:
+        self.spec = spec
+        self.tasks = deque(plan_tasks(cells, spec))
+        self.arms = arms_with_serial(spec.arms)
+        self.failure: str = ""
+        self._make_group, self._observers, self._policy = make_group, list(observers), policy or StopUnlessArm()
+        self._import_paths = tuple(import_paths)
+        self._group: RankGroup | None = None
+        self._group_size = 0
+        self._first_launch_of: dict[str, int] = {}
+
+    def add_observer(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    @property
+    def is_done(self) -> bool:
+        return not self.tasks
+
+    def run(self) -> None:
+        """All steps. The caller closes, so that it can write down first why a sweep ended."""
+        while not self.is_done:
+            self.step()
+
+    def step(self) -> Task:
+        """Does the next task, and says which it was."""
+        task = self.tasks.popleft()
+        self._tell("task_started", task)
+        try:
+            self._do(task)
+        except GroupLostError as error:
+            self._fail(task, error)
+        self._tell("task_ended", task)
+        return task
+
+    def close(self) -> None:
+        """Ends the live group, if any."""
+        if self._group is not None:
+            self._group.close()
+        self._group = None
+
+    def _do(self, task: Task) -> None:
+        match task.action:
+            case Action.LAUNCH:
+                self._launch(task)
+            case Action.PREPARE:
+                self._prepare(task)
+            case Action.VERIFY | Action.VERIFY_AFTER:
+                self._verify(task)
+            case Action.WARM_UP | Action.MEASURE | Action.CONTROL:
+                self._run_blocks(task)
+            case Action.CLOSE:
+                self.close()
+
+    def _live_group(self) -> RankGroup:
+        assert self._group is not None, "a launch comes before any other task"
+        return self._group
+
+    def _launch(self, task: Task) -> None:
+        if self._group is None or self._group_size != task.cp_size:
+            self.close()
+            self._group, self._group_size = self._make_group(task.cp_size), task.cp_size
+        plan = self.spec.measurement
+        began_s = time.monotonic()
+        self._group.launch(plan.launch_timeout_s, plan.gather_timeout_s, self.spec.device, self._import_paths)
+        self._tell("launched", task, self._group, time.monotonic() - began_s)
+
+    def _prepare(self, task: Task) -> None:
+        cell, spec = task.cell, self.spec
+        assert cell is not None
+        if cell.fabric.kind is FabricKind.EMULATED and not self._live_group().shares_clock:
+            self._invalidate(
+                task,
+                [
+                    Fault(
+                        "*", "fabric", f"{cell.fabric.name}: ranks on several hosts share no clock; use the process_group fabric"
+                    )
+                ],
+            )
+            return
+        request = PrepareCell(
+            cell=cell,
+            arms=self.arms,
+            weights=spec.weights,
+            seed=spec.seed + 7919 * task.launch,
+            num_inputs=spec.measurement.inputs,
+            verify=spec.verify,
+            simulation=spec.simulation,
+        )
+        answers = self._live_group().ask(request, spec.measurement.block_timeout_s)
+        first = answers[0]
+        assert isinstance(first, Prepared)
+        received = max(first.received_bytes)
+        self._tell("prepared", task, first.path, cell.fabric.floor_us(received))
+
+    def _verify(self, task: Task) -> None:
+        assert task.cell is not None
+        # Against the reference once a cell; every later check is bit for bit against `serial`, which that check has proven.
+        deep = task.action is Action.VERIFY and self._first_launch_of.setdefault(task.cell.cell_id, task.launch) == task.launch
+        answers = self._live_group().ask(VerifyCell(deep), self.spec.measurement.block_timeout_s)
+        reports = [answer for answer in answers if isinstance(answer, VerifyReport)]
+        self._tell("verified", task, reports)
+        faults = [fault for report in reports for fault in report.faults]
+        if len({report.key_digests for report in reports}) > 1:
+            faults.append(Fault("*", "agreement", "the ranks do not hold the same index keys"))
+        if not all(report.num_checks for report in reports):
+            faults.append(Fault("*", "agreement", "a rank made no check"))
+        if faults:
+            self._invalidate(task, faults)
+
+    def _run_blocks(self, task: Task) -> None:
+        cell, plan = task.cell, self.spec.measurement
+        assert cell is not None
+        identity = self.spec.seed, cell.cell_id, task.launch, task.action, task.block
+        arms, controls, num_steps = list(self.spec.arms), control_variants(self.spec.arms), len(cell.steps)
+        match task.action:
+            case Action.WARM_UP:
+                # All variants: what is compiled, paged in or allocated lazily is so before anything is timed.
+                kind, block = ARMS, warm_up_of(arms + controls, plan.warmup_trials, num_steps, *identity)
+            case Action.MEASURE:
+                kind, block = ARMS, block_of(arms, plan.trials_per_block, num_steps, *identity)
+            case _:
+                kind, block = CONTROLS, block_of(controls, plan.control_trials, num_steps, *identity)
+        group = self._live_group()
+        began_ns = time.monotonic_ns()
+        answers = group.ask(block, plan.block_timeout_s)
+        wall_us = (time.monotonic_ns() - began_ns) / 1e3
+        reports = [answer for answer in answers if isinstance(answer, BlockReport)]
+        if task.action is not Action.WARM_UP:
+            self._tell("measured", task, kind, reports, wall_us, group.shares_clock)
+        if faults := [fault for report in reports for fault in report.faults]:
+            self._invalidate(task, faults)
+
+    def _invalidate(self, task: Task, faults: Sequence[Fault]) -> None:
+        """The cell shows no speed; what else was planned for it is dropped."""
+        self._tell("invalid", task, faults)
+        self._drop_cell(task)
+
+    def _drop_cell(self, task: Task) -> None:
+        assert task.cell is not None
+        self.tasks = deque(t for t in self.tasks if t.cell is not task.cell)
+
+    def _fail(self, task: Task, error: GroupLostError) -> None:
+        if self._policy.decide(error, task) is Decision.STOP or task.cell is None:
+            self.failure = str(error) + (f"\n{error.evidence}" if error.evidence else "")
+            self.tasks.clear()
+            return
+        arm = error.fault.arm if error.fault else "*"
+        self._invalidate(task, [Fault(arm, task.action, str(error))])
+        # The ranks are gone: the cells left in this launch need new ones.
+        if self.tasks and self.tasks[0].action not in (Action.LAUNCH, Action.CLOSE):
+            self.tasks.appendleft(Task(Action.LAUNCH, task.cp_size, task.launch))
+
+    def _tell(self, event: str, *values: object) -> None:
+        for observer in self._observers:
+            getattr(observer, event)(*values)

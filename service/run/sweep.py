@@ -1,0 +1,170 @@
+"""A sweep from spec to verdict: check everything, connect, measure, judge from the records, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from experiments.names import Device, SweepStatus
+from experiments.spec.experiment import ExperimentSpec, Expansion
+from service.environment import environment
+from service.judge.results import SweepResult, judge_cell
+from service.run.cluster import connect, refuse_if_too_small
+from service.run.controller import Controller
+from service.run.observers import RecordsObserver, progress
+from service.run.rank_group import RankGroup
+from service.store.home import Home
+from service.store.records import Records
+
+
+class SweepKilledError(BaseException):
+    """SIGTERM or Ctrl-C: the sweep ends here and now. Not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def check(spec: ExperimentSpec) -> Expansion:
+    """Everything that can be wrong before anything starts.
+
+    Raises:
+        SpecError: A trace, a sequence, a user's schedule or a checkpoint that cannot be run.
+    """
+    expansion = spec.expand()
+    user_schedules = [arm.schedule for arm in spec.arms.values() if arm.is_user_schedule]
+    if user_schedules or spec.weights.checkpoint:
+        # Both need torch, which a plain run's driver never loads.
+        from workers.indexer.weights import checkpoint_weights
+        from workers.schedules import resolve_schedule
+
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        for name in user_schedules:
+            resolve_schedule(name)
+        if spec.weights.checkpoint and spec.device is not Device.SIMULATED:
+            checkpoint_weights(spec.weights.checkpoint, spec.weights.layer, spec.dims)
+    return expansion
+
+
+def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None]) -> SweepResult:
+    """Runs a spec on the cluster of this process; the result is computed from the records.
+
+    Raises:
+        UserError: Something that the user can mend; nothing was started.
+        InfrastructureError: The cluster did not give what it has.
+    """
+    expansion = check(spec)
+    records = Records(home.records)
+    try:
+        with connect() as cluster:
+            say(cluster.words)
+            refuse_if_too_small(cluster, spec.cells.cp_size, spec.placement.cpus_per_rank)
+            from service.run.ray_ranks import ray_group
+
+            def make_group(cp_size: int) -> RankGroup:
+                return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)
+
+            import_paths = [str(Path.cwd())]
+            sweep_id = measure(spec, expansion, records, make_group, say, {"cluster": asdict(cluster)}, import_paths)
+        return load_result(records, sweep_id)
+    finally:
+        records.close()
+
+
+def measure(
+    spec: ExperimentSpec,
+    expansion: Expansion,
+    records: Records,
+    make_group: Callable[[int], RankGroup],
+    say: Callable[[str], None],
+    extra_environment: dict[str, Any],
+    import_paths: list[str],
+) -> str:
+    """Measures every cell on groups from `make_group`, into the records; the sweep's id.
+
+    Raises:
+        SweepKilledError: The sweep is marked KILLED, and what was measured is kept.
+    """
+    sweep_id = new_sweep_id()
+    replay = replay_json(expansion)
+    records.start_sweep(sweep_id, spec, expansion.cells, {**environment(), **extra_environment}, replay)
+    say(
+        f"sweep {sweep_id}: {spec.name}, {len(expansion.cells)} cells x {len(spec.arms)} arms x {spec.measurement.launches} launches"
+    )
+    controller = Controller(spec, expansion.cells, make_group, [RecordsObserver(records, sweep_id)], import_paths=import_paths)
+    try:
+        with _signals_raise(), progress(len(controller.tasks)) as watcher:
+            controller.add_observer(watcher)
+            controller.run()
+    except SweepKilledError as killed:
+        # Ray follows a SIGTERM with a SIGKILL three seconds later: the record first, then the clean-up.
+        records.end_sweep(sweep_id, SweepStatus.KILLED, str(killed))
+        raise
+    except BaseException as error:
+        records.end_sweep(sweep_id, SweepStatus.FAILED, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        controller.close()
+    records.end_sweep(sweep_id, SweepStatus.FAILED if controller.failure else SweepStatus.FINISHED, controller.failure)
+    return sweep_id
+
+
+def load_result(records: Records, sweep_id: str) -> SweepResult:
+    """A sweep as judged from its records, whenever that is asked."""
+    row = records.sweep(sweep_id)
+    spec = ExperimentSpec.model_validate(row["spec"])
+    cells = tuple(judge_cell(record, spec) for record in records.cells(sweep_id))
+    return SweepResult(
+        sweep_id=sweep_id,
+        experiment=row["experiment"],
+        status=SweepStatus(row["status"]),
+        spec_hash=row["spec_hash"],
+        environment={**row["environment"], "launches": records.launches(sweep_id)},
+        cells=cells,
+        replay=row["replay"],
+        started_at=_utc(row["started_s"]),
+        ended_at=_utc(row["ended_s"]) if row["ended_s"] else None,
+        failure=row["failure"],
+        methodology_version=row["methodology_version"],
+    )
+
+
+def new_sweep_id() -> str:
+    """Sorts by start; two of one second differ."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def replay_json(expansion: Expansion) -> dict[str, Any] | None:
+    """What a replay says of itself, without its steps."""
+    if expansion.replay is None:
+        return None
+    values = asdict(expansion.replay)
+    values.pop("steps")
+    return dict(json.loads(json.dumps(values)))
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGINT end the sweep at the next bytecode of the main thread."""
+
+    def kill(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SweepKilledError(f"ended by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, kill) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

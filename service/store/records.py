@@ -1,0 +1,303 @@
+"""The records: everything that was measured, in SQLite, one transaction a block. What is here outlives the driver, Ray and MLflow.
+
+WAL mode needs a local disk. Rows are keyed by what they are (sweep, cell, launch, kind, block), so a repeat replaces and never doubles.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.names import METHODOLOGY_VERSION, SweepStatus
+from experiments.spec.cell import Cell, steps_as_json
+from experiments.spec.experiment import ExperimentSpec
+from service.judge.results import CellRecord
+from service.judge.samples import Trial
+from workers.messages import BlockReport, Fault, VerifyReport
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE sweep (
+    sweep_id TEXT PRIMARY KEY, experiment TEXT NOT NULL, suite TEXT NOT NULL, spec TEXT NOT NULL, spec_hash TEXT NOT NULL,
+    status TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '', started_s REAL NOT NULL, ended_s REAL, environment TEXT NOT NULL,
+    replay TEXT, methodology_version INTEGER NOT NULL, published_uri TEXT, published_s REAL);
+CREATE TABLE cell (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, position INTEGER NOT NULL, cell TEXT NOT NULL, steps TEXT NOT NULL,
+    floor_us REAL, path TEXT NOT NULL DEFAULT '', failure TEXT NOT NULL DEFAULT '', PRIMARY KEY (sweep_id, cell_id));
+CREATE TABLE launch (
+    sweep_id TEXT NOT NULL, cp_size INTEGER NOT NULL, launch INTEGER NOT NULL, ranks TEXT NOT NULL, launch_s REAL NOT NULL,
+    started_s REAL NOT NULL, PRIMARY KEY (sweep_id, cp_size, launch));
+CREATE TABLE verification (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, phase TEXT NOT NULL, reports TEXT NOT NULL,
+    PRIMARY KEY (sweep_id, cell_id, launch, phase));
+CREATE TABLE fault (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, arm TEXT NOT NULL, "check" TEXT NOT NULL, detail TEXT NOT NULL,
+    UNIQUE (sweep_id, cell_id, arm, "check", detail));
+CREATE TABLE block (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, kind TEXT NOT NULL, block INTEGER NOT NULL,
+    started_s REAL NOT NULL, wall_us REAL NOT NULL, busy_us REAL NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch, kind, block));
+CREATE TABLE trial (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, kind TEXT NOT NULL, block INTEGER NOT NULL,
+    position INTEGER NOT NULL, variant TEXT NOT NULL, "row" INTEGER NOT NULL, step INTEGER NOT NULL, ranks TEXT NOT NULL,
+    PRIMARY KEY (sweep_id, cell_id, launch, kind, block, position));
+"""
+
+RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us")
+"""What a trial keeps of every rank."""
+
+
+class Records:
+    """One file of records; safe to open from several processes."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            UserError: The file cannot be opened, is no record file, or is of another schema.
+        """
+        try:
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            with self._transaction():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in _SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                elif version != SCHEMA_VERSION:
+                    raise UserError(
+                        f"CPLAB_HOME: {str(path)!r} holds records of schema {version}, this version reads {SCHEMA_VERSION}: set another CPLAB_HOME"
+                    )
+        except sqlite3.Error as error:
+            raise UserError(f"CPLAB_HOME: records at {str(path)!r} cannot be opened: {error}") from None
+        self._db.row_factory = sqlite3.Row
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+    # Writing, in the order of a sweep.
+
+    def start_sweep(
+        self,
+        sweep_id: str,
+        spec: ExperimentSpec,
+        cells: Sequence[Cell],
+        environment: dict[str, Any],
+        replay: dict[str, Any] | None,
+    ) -> None:
+        """A sweep that is about to run."""
+        spec_json = spec.model_dump_json()
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO sweep (sweep_id, experiment, suite, spec, spec_hash, status, started_s, environment, replay, "
+                "methodology_version) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                (
+                    sweep_id,
+                    spec.name,
+                    spec.suite,
+                    spec_json,
+                    spec.spec_hash,
+                    SweepStatus.RUNNING,
+                    time.time(),
+                    json.dumps(environment),
+                    json.dumps(replay) if replay else None,
+                    METHODOLOGY_VERSION,
+                ),
+            )
+            for position, cell in enumerate(cells):
+                self._db.execute(
+                    "INSERT INTO cell (sweep_id, cell_id, position, cell, steps) VALUES (?,?,?,?,?)",
+                    (sweep_id, cell.cell_id, position, json.dumps(cell.as_json()), json.dumps(steps_as_json(cell.steps))),
+                )
+
+    def add_launch(self, sweep_id: str, cp_size: int, launch: int, ranks: list[dict[str, Any]], launch_s: float) -> None:
+        """A launch that has come up, with its rank -> (node, device) map."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO launch VALUES (?,?,?,?,?,?)",
+                (sweep_id, cp_size, launch, json.dumps(ranks), launch_s, time.time()),
+            )
+
+    def set_path(self, sweep_id: str, cell_id: str, path: str, floor_us: float | None) -> None:
+        """Which path really runs in a cell."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE cell SET path=?, floor_us=? WHERE sweep_id=? AND cell_id=?", (path, floor_us, sweep_id, cell_id)
+            )
+
+    def add_verification(self, sweep_id: str, cell_id: str, launch: int, phase: str, reports: Sequence[VerifyReport]) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO verification VALUES (?,?,?,?,?)",
+                (sweep_id, cell_id, launch, phase, json.dumps([asdict(report) for report in reports])),
+            )
+
+    def add_faults(self, sweep_id: str, cell_id: str, faults: Sequence[Fault]) -> None:
+        """The cell is INVALID from here on."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO fault VALUES (?,?,?,?,?)", [(sweep_id, cell_id, f.arm, f.check, f.detail) for f in faults]
+            )
+
+    def fail_cell(self, sweep_id: str, cell_id: str, failure: str) -> None:
+        """The cell was given up."""
+        with self._transaction():
+            self._db.execute("UPDATE cell SET failure=? WHERE sweep_id=? AND cell_id=?", (failure, sweep_id, cell_id))
+
+    def add_block(
+        self,
+        sweep_id: str,
+        cell_id: str,
+        launch: int,
+        kind: str,
+        block: int,
+        reports: Sequence[BlockReport],
+        wall_us: float,
+        shares_clock: bool = True,
+    ) -> None:
+        """A measured block: all its trials of all ranks, in one transaction. Arrivals are dropped where ranks share no clock.
+
+        Raises:
+            sqlite3.Error: The disk is full or gone; nothing of the block is kept then.
+        """
+        key = (sweep_id, cell_id, launch, kind, block)
+        started_s = time.time() - wall_us / 1e6
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO block VALUES (?,?,?,?,?,?,?,?)",
+                (*key, started_s, wall_us, max(r.busy_us for r in reports)),
+            )
+            self._db.execute("DELETE FROM trial WHERE sweep_id=? AND cell_id=? AND launch=? AND kind=? AND block=?", key)
+            for position, rows in enumerate(zip(*(report.rows for report in reports), strict=True)):
+                ranks = [[_short(getattr(row, name)) for name in RANK_FIELDS] for row in rows]
+                if not shares_clock:
+                    ranks = [
+                        [None if name == "arrival_us" else us for name, us in zip(RANK_FIELDS, r, strict=True)] for r in ranks
+                    ]
+                first = rows[0]
+                self._db.execute(
+                    "INSERT INTO trial VALUES (?,?,?,?,?,?,?,?,?,?)",
+                    (*key, position, first.variant, first.row, first.step, json.dumps(ranks)),
+                )
+
+    def end_sweep(self, sweep_id: str, status: SweepStatus, failure: str = "") -> None:
+        with self._transaction():
+            self._db.execute(
+                "UPDATE sweep SET status=?, failure=?, ended_s=? WHERE sweep_id=?", (status, failure, time.time(), sweep_id)
+            )
+
+    def mark_published(self, sweep_id: str, uri: str) -> None:
+        with self._transaction():
+            self._db.execute("UPDATE sweep SET published_uri=?, published_s=? WHERE sweep_id=?", (uri, time.time(), sweep_id))
+
+    # Reading.
+
+    def sweep(self, sweep_id: str) -> dict[str, Any]:
+        """The sweep's row, JSON columns decoded.
+
+        Raises:
+            UserError: There is no such sweep.
+        """
+        row = self._db.execute("SELECT * FROM sweep WHERE sweep_id=?", (sweep_id,)).fetchone()
+        if row is None:
+            known = [r["sweep_id"] for r in self._db.execute("SELECT sweep_id FROM sweep ORDER BY started_s DESC LIMIT 5")]
+            raise UserError(f"SWEEP: no sweep {sweep_id!r} in the records; the latest are: {', '.join(known) or 'none'}")
+        values = dict(row)
+        for column in ("spec", "environment", "replay"):
+            values[column] = json.loads(values[column]) if values[column] else None
+        return values
+
+    def unpublished(self, uri: str) -> list[str]:
+        """Ended sweeps that this tracking store does not hold yet, oldest first."""
+        rows = self._db.execute(
+            "SELECT sweep_id FROM sweep WHERE status != ? AND (published_uri IS NULL OR published_uri != ?) ORDER BY started_s",
+            (SweepStatus.RUNNING, uri),
+        )
+        return [row["sweep_id"] for row in rows]
+
+    def launches(self, sweep_id: str) -> list[dict[str, Any]]:
+        rows = self._db.execute("SELECT * FROM launch WHERE sweep_id=? ORDER BY cp_size, launch", (sweep_id,))
+        return [{**dict(row), "ranks": json.loads(row["ranks"])} for row in rows]
+
+    def cells(self, sweep_id: str) -> list[CellRecord]:
+        """Every cell of a sweep with all that was measured of it."""
+        rows = self._db.execute("SELECT * FROM cell WHERE sweep_id=? ORDER BY position", (sweep_id,)).fetchall()
+        return [self._cell(sweep_id, row) for row in rows]
+
+    def _cell(self, sweep_id: str, row: sqlite3.Row) -> CellRecord:
+        key = (sweep_id, row["cell_id"])
+        faults = self._db.execute('SELECT arm, "check", detail FROM fault WHERE sweep_id=? AND cell_id=?', key).fetchall()
+        checks = self._db.execute(
+            "SELECT launch, phase, reports FROM verification WHERE sweep_id=? AND cell_id=?", key
+        ).fetchall()
+        trials = self._db.execute(
+            "SELECT * FROM trial WHERE sweep_id=? AND cell_id=? ORDER BY launch, kind, block, position", key
+        ).fetchall()
+        return CellRecord(
+            cell=json.loads(row["cell"]),
+            trials=[_trial(trial) for trial in trials],
+            faults=tuple(Fault(f["arm"], f["check"], f["detail"]) for f in faults),
+            failure=row["failure"],
+            checks=_summarise_checks([report for check in checks for report in json.loads(check["reports"])]),
+            path=row["path"],
+            gather_floor_us=row["floor_us"],
+        )
+
+
+class _Transaction:
+    """All or nothing; takes the write lock at once, so that two writers queue instead of failing."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._db.execute("ROLLBACK" if kind else "COMMIT")
+
+
+def _short(value: float | None) -> float | None:
+    """Nanoseconds are the clock's resolution; more digits are noise on disk."""
+    return None if value is None else round(value, 3)
+
+
+def _trial(row: sqlite3.Row) -> Trial:
+    ranks = json.loads(row["ranks"])
+    column = {name: tuple(rank[i] for rank in ranks) for i, name in enumerate(RANK_FIELDS)}
+    arrivals = [us for us in column["arrival_us"] if us is not None]
+    return Trial(
+        launch=row["launch"],
+        block=row["block"],
+        kind=row["kind"],
+        row=row["row"],
+        step=row["step"],
+        variant=row["variant"],
+        elapsed_us=column["elapsed_us"],
+        window_us=column["window_us"],
+        gather_us=column["gather_us"],
+        wire_us=column["wire_us"],
+        late_us=column["late_us"],
+        skew_us=max(arrivals) - min(arrivals) if arrivals else None,
+    )
+
+
+def _summarise_checks(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    recalls = [r["recall"] for r in reports if r["recall"] is not None]
+    unrounded = [r["recall_unrounded"] for r in reports if r["recall_unrounded"] is not None]
+    return {
+        "num_checks": sum(r["num_checks"] for r in reports),
+        "recall_r2": min(recalls) if recalls else None,
+        "recall_r1": min(unrounded) if unrounded else None,
+        "gates": [gate for r in reports if r["gates"] for gate in r["gates"]][:32],
+    }

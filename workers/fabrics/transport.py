@@ -1,0 +1,62 @@
+"""The transport: torch.distributed's all-gather over one process group, and nothing else."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+class CollectiveTransport:
+    """Moves equal byte buffers between all ranks of a group: gloo for host memory, NCCL for device memory, by the same calls.
+
+    One communicator, used from one lane at a time: two lanes inside one communicator deadlock for good (SGLang #31117).
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, interface: str) -> None:
+        self._group = group
+        self._interface = interface
+        # torch 2.13 renames the call; 2.11 has only the old name.
+        self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+    @property
+    def path(self) -> str:
+        """What really carries the bytes, as recorded with every result."""
+        if self._group is None:
+            return "none (one rank)"
+        return f"{dist.get_backend(self._group)} over {self._interface}, {dist.get_world_size(self._group)} ranks"
+
+    def all_gather(self, out: torch.Tensor, local: torch.Tensor) -> None:
+        """uint8 [n] from every rank into uint8 [c * n], in rank order.
+
+        Raises:
+            RuntimeError: A rank did not come within the group's timeout, or is gone.
+        """
+        if self._group is None:
+            out.copy_(local)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._all_gather(out, local, group=self._group)
+
+    def barrier(self) -> None:
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+
+def rendezvous(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, int]:
+    """The store of a group, and its port. Rank 0 binds port 0 (the system picks a free one: no probe-then-bind race)."""
+    store = dist.TCPStore(
+        host, port, world_size=None, is_master=rank == 0, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
+    )
+    return store, store.port
+
+
+def open_group(store: dist.TCPStore, rank: int, world_size: int, backend: str, timeout_s: float) -> dist.ProcessGroup | None:
+    """The communicator of all ranks; every collective on it ends within `timeout_s`."""
+    if world_size == 1:
+        return None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+    return dist.group.WORLD

@@ -1,0 +1,180 @@
+"""The parent of one rank process: starts it, asks it, and ends it. The parent always answers, whatever becomes of the rank.
+
+A rank is forked from a server that has torch loaded already, so a launch costs well under a second, and a rank that is stuck in a
+collective, or dead, never takes its owner along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from workers.messages import Answer, RankFault, Request
+
+PRELOAD = ["torch", "torch.distributed", "workers.rank"]
+
+
+class RankLostError(Exception):
+    """The rank process died, or did not answer in time."""
+
+
+class RankHost:
+    """Owns at most one rank process."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._process: ForkServerProcess | None = None
+        self._connection: Connection | None = None
+        self._stacks = Path(tempfile.mkstemp(prefix="cplab-stacks-")[1])
+        self._asking = threading.Lock()
+
+    def launch(self, import_paths: Sequence[str] = ()) -> int:
+        """A fresh rank process in place of the last one; its pid. `import_paths`: where a user's schedule may be found."""
+        self.kill()
+        self._context.set_forkserver_preload(PRELOAD)
+        ours, theirs = self._context.Pipe()
+        with _importable_by_the_server(), _without_main_module():
+            self._process = self._context.Process(
+                target=_serve, args=(theirs, str(self._stacks), tuple(import_paths)), name="cplab-rank", daemon=True
+            )
+            self._process.start()
+        theirs.close()
+        self._connection = ours
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def ask(self, request: Request, timeout_s: float) -> Answer:
+        """The rank's answer; a RankFault is one.
+
+        Raises:
+            RankLostError: It is dead, or `timeout_s` is over; it is not killed here, so that its stack can still be asked for.
+        """
+        process, connection = self._process, self._connection
+        if process is None or connection is None:
+            raise RankLostError("no rank process was launched")
+        with self._asking:
+            try:
+                connection.send(request)
+                ready = wait([connection, process.sentinel], timeout_s)
+                if connection in ready:
+                    answer: Answer = connection.recv()
+                    return answer
+            except (EOFError, OSError):
+                process.join(1)
+                raise RankLostError(_obituary(process)) from None
+        if not ready:
+            raise RankLostError(f"no answer to {type(request).__name__} within {timeout_s:g} s")
+        process.join(1)
+        raise RankLostError(_obituary(process))
+
+    def stack(self, wait_s: float = 0.5) -> str:
+        """Where every thread of the living rank stands; empty when it is dead or frozen."""
+        process = self._process
+        if process is None or not process.is_alive() or process.pid is None:
+            return ""
+        self._stacks.write_text("")
+        os.kill(process.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            if text := self._stacks.read_text():
+                return text
+        return ""
+
+    def kill(self) -> None:
+        """Ends the rank process, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(5)
+            self._process.close() if not self._process.is_alive() else None
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def close(self) -> None:
+        self.kill()
+        self._stacks.unlink(missing_ok=True)
+
+
+def _obituary(process: ForkServerProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        return f"the rank process {process.pid} was killed by {signal.Signals(-code).name}"
+    return f"the rank process {process.pid} ended with exit code {code}"
+
+
+def _serve(connection: Connection, stacks: str, import_paths: tuple[str, ...]) -> None:
+    """The rank process: answers until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the controller's to handle
+    faulthandler.register(signal.SIGUSR1, file=open(stacks, "a"), all_threads=True)  # noqa: SIM115  (lives as long as the process)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    sys.path[:0] = [path for path in import_paths if path not in sys.path]
+    from workers.rank import CPRank
+
+    rank = CPRank()
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        answer = rank.answer(request)
+        try:
+            connection.send(answer)
+        except (BrokenPipeError, OSError):
+            os._exit(0)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _importable_by_the_server() -> Iterator[None]:
+    """The fork server starts a bare interpreter: it finds our packages by PYTHONPATH."""
+    root = str(Path(__file__).resolve().parent.parent)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+_main_module_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """A child imports its parent's main module first; ours is Ray's worker or the command line, a second of imports for nothing."""
+    main = sys.modules["__main__"]
+    with _main_module_lock:
+        file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+        try:
+            if file is not None:
+                del main.__file__
+            main.__spec__ = None
+            yield
+        finally:
+            if file is not None:
+                main.__file__ = file
+            main.__spec__ = spec
+
+
+__all__ = ["RankFault", "RankHost", "RankLostError"]

@@ -1,0 +1,52 @@
+"""CPU lanes: the main lane is the calling thread, the side lane one thread of an executor.
+
+torch releases the interpreter lock inside operators, and a gather sleeps or waits on sockets, so the lanes really run side by side
+as far as there are cores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+class CpuJoin:
+    def __init__(self, future: Future[Any], timeout_s: float) -> None:
+        self._future, self._timeout_s = future, timeout_s
+
+    def join(self) -> Any:
+        return self._future.result(self._timeout_s)
+
+
+class CpuLanes:
+    """See `Lanes`; time is CLOCK_MONOTONIC, one clock for all ranks of a host."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._side = ThreadPoolExecutor(1, thread_name_prefix="side-lane")
+        self._side.submit(int).result()  # the thread starts here, not inside a trial
+        self._in_flight: list[Future[Any]] = []
+
+    def now_us(self) -> float:
+        return time.monotonic_ns() / 1e3
+
+    def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
+        return function(*args)
+
+    def fork(self, work: Callable[[], Any]) -> CpuJoin:
+        # Eager CPU operators are complete when they return: what the main lane did so far is there to read.
+        future = self._side.submit(work)
+        self._in_flight.append(future)
+        return CpuJoin(future, self._timeout_s)
+
+    def drain(self) -> None:
+        pending, self._in_flight = self._in_flight, []
+        if wait(pending, self._timeout_s).not_done:
+            raise TimeoutError(f"the side lane is still busy after {self._timeout_s:g} s")
+
+    def close(self) -> None:
+        self._side.shutdown(wait=False, cancel_futures=True)

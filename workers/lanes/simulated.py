@@ -1,0 +1,72 @@
+"""Simulated lanes: a virtual clock over planted stage times. Stages see meta tensors, so shapes are real and arithmetic is not.
+
+The planted truth: while the side lane is in flight, main-lane work advances at rate 1 / (1 + main_slowdown); the side lane keeps
+its own pace; fork and join cost the main lane fork_us and join_us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from experiments.spec.simulation import SimulationSpec
+
+R = TypeVar("R")
+
+
+class SimulatedJoin:
+    def __init__(self, lanes: SimulatedLanes, result: Any, end_us: float) -> None:
+        self._lanes, self._result, self._end_us = lanes, result, end_us
+
+    def join(self) -> Any:
+        self._lanes.join_at(self._end_us)
+        return self._result
+
+
+class SimulatedLanes:
+    """See `Lanes`; time is virtual."""
+
+    def __init__(self, simulation: SimulationSpec) -> None:
+        self.simulation = simulation
+        self._main_us = 0.0
+        self._side_us = 0.0
+        self._in_side = False
+
+    def now_us(self) -> float:
+        return self._side_us if self._in_side else self._main_us
+
+    def spend(self, work_us: float) -> None:
+        """Advances the calling lane by that much work."""
+        if self._in_side:
+            self._side_us += work_us
+            return
+        slow = 1 + self.simulation.main_slowdown
+        under_gather_us = max(0.0, self._side_us - self._main_us)
+        if work_us * slow <= under_gather_us:
+            self._main_us += work_us * slow
+        else:
+            self._main_us += under_gather_us + (work_us - under_gather_us / slow)
+
+    def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
+        self.spend(getattr(self.simulation, f"{name}_us"))
+        return function(*args)
+
+    def fork(self, work: Callable[[], Any]) -> SimulatedJoin:
+        self._main_us += self.simulation.fork_us
+        self._side_us = max(self._side_us, self._main_us)
+        self._in_side = True
+        try:
+            result = work()
+        finally:
+            self._in_side = False
+        return SimulatedJoin(self, result, self._side_us)
+
+    def join_at(self, end_us: float) -> None:
+        """The main lane goes on when the side lane's work has ended."""
+        self._main_us = max(self._main_us, end_us) + self.simulation.join_us
+
+    def drain(self) -> None:
+        self._main_us = self._side_us = max(self._main_us, self._side_us)
+
+    def close(self) -> None:
+        pass

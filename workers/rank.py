@@ -1,0 +1,149 @@
+"""One CP rank: answers messages, one after the other. It lives in a process of its own and knows neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from experiments.errors import UserError
+from experiments.spec.cell import KEY_BYTES
+from workers.fabrics.transport import CollectiveTransport, open_group, rendezvous
+from workers.lanes import Lanes, make_lanes
+from workers.messages import (
+    Answer,
+    BlockReport,
+    Fault,
+    Joined,
+    JoinGroup,
+    OpenStore,
+    Ping,
+    Pong,
+    PrepareCell,
+    Prepared,
+    RankFault,
+    Request,
+    RunBlock,
+    StoreOpen,
+    TrialOrder,
+    TrialRow,
+    Variant,
+    VerifyCell,
+    VerifyReport,
+)
+from workers.prepared_cell import PreparedCell
+from workers.verify import ArmError, run_arm, verify_cell
+
+
+class CPRank:
+    """See the module. `answer` never raises: what goes wrong is an answer too."""
+
+    def __init__(self) -> None:
+        self._store: dist.TCPStore | None = None
+        self._joined: JoinGroup | None = None
+        self._transport: CollectiveTransport | None = None
+        self._lanes: Lanes | None = None
+        self._request: PrepareCell | None = None
+        self._cell: PreparedCell | None = None
+
+    def answer(self, request: Request) -> Answer:
+        """Does what is asked."""
+        try:
+            match request:
+                case OpenStore():
+                    return self._open_store(request)
+                case JoinGroup():
+                    return self._join(request)
+                case PrepareCell():
+                    return self._prepare(request)
+                case VerifyCell():
+                    return self._verify(request)
+                case RunBlock():
+                    return self._run_block(request)
+                case Ping():
+                    return Pong(os.getpid())
+        except ArmError as error:
+            return RankFault("schedule", str(error), traceback.format_exc(), error.arm)
+        except UserError as error:
+            return RankFault("user", str(error), "")
+        except Exception as error:  # the rank outlives its errors; the controller decides what they mean
+            return RankFault("rank", f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise AssertionError(f"a rank is not asked {type(request).__name__}")
+
+    def _open_store(self, request: OpenStore) -> StoreOpen:
+        self._store, port = rendezvous(0, request.world_size, request.host, 0, request.timeout_s)
+        return StoreOpen(request.host, port)
+
+    def _join(self, request: JoinGroup) -> Joined:
+        torch.set_num_threads(request.num_threads)
+        # gloo and NCCL pick an interface by host name otherwise, which on many hosts is loopback.
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request.interface
+        if self._store is None:
+            self._store, _ = rendezvous(
+                request.rank, request.world_size, request.store.host, request.store.port, request.timeout_s
+            )
+        group = open_group(self._store, request.rank, request.world_size, request.backend, request.timeout_s)
+        self._transport = CollectiveTransport(group, request.interface)
+        self._transport.barrier()
+        self._joined = request
+        boot_id = Path("/proc/sys/kernel/random/boot_id")
+        return Joined(request.rank, os.getpid(), boot_id.read_text().strip() if boot_id.exists() else "", self._transport.path)
+
+    def _prepare(self, request: PrepareCell) -> Prepared:
+        assert self._joined is not None and self._transport is not None, "a cell is prepared in a group"
+        if self._lanes is not None:
+            self._lanes.close()
+        self._cell = None  # its buffers go before the next cell's come
+        # A join outlasts the gather under it: the group's own time-out, which names the missing rank, comes first.
+        self._lanes = make_lanes(request.cell.device, request.simulation, 2 * self._joined.timeout_s)
+        self._request = request
+        self._cell = PreparedCell(request, self._joined.rank, self._lanes, self._transport)
+        rank, path = self._joined.rank, self._cell.fabric.path
+        plans = [step.plan for step in self._cell.steps]
+        return Prepared(rank, plans[0].local_tokens, tuple(plan.received_bytes(KEY_BYTES) for plan in plans), path)
+
+    def _verify(self, request: VerifyCell) -> VerifyReport:
+        assert self._cell is not None and self._request is not None and self._joined is not None
+        return verify_cell(self._cell, self._request.verify, self._joined.rank, request.deep)
+
+    def _run_block(self, request: RunBlock) -> BlockReport:
+        assert self._cell is not None and self._joined is not None
+        began_ns = time.monotonic_ns()
+        rows, faults = [], []
+        gc.collect()
+        gc.disable()  # a collection inside a trial would be timed
+        try:
+            for order in request.orders:
+                row, fault = self._trial(self._cell, order)
+                rows.append(row)
+                if fault is not None:
+                    faults.append(fault)
+        finally:
+            gc.enable()
+        return BlockReport(self._joined.rank, tuple(rows), tuple(faults), (time.monotonic_ns() - began_ns) / 1e3)
+
+    def _trial(self, cell: PreparedCell, order: TrialOrder) -> tuple[TrialRow, Fault | None]:
+        variant = Variant.parse(order.variant)
+        index = cell.next_input()
+        cell.correct(order.step, index)  # made on first use, and not inside what is timed
+        outcome = run_arm(cell, variant, order.step, index, cell.cell.scope)
+        fault = cell.problem(outcome, order.step, index)
+        times = outcome.exchange.times
+        row = TrialRow(
+            variant=order.variant,
+            row=order.row,
+            step=order.step,
+            elapsed_us=outcome.elapsed_us,
+            start_us=outcome.start_us,
+            window_us=outcome.exchange.window_us,
+            gather_us=times.gather_us if times else None,
+            wire_us=times.wire_us if times else None,
+            arrival_us=times.arrival_us if times else None,
+            late_us=times.late_us if times else None,
+        )
+        return row, Fault(variant.arm, "timed trial", fault) if fault else None

@@ -1,0 +1,63 @@
+"""Schedules: the order of the indexer's stages and the launch point of the gather.
+
+Each is a function of (indexer, shard, fabric) that reads like the algorithm and returns rotated q, bf16 [T, H, D], and gathered rotated k,
+bf16 [S, D]. The launch order is part of a schedule: on a GPU, kernels that fill the chip starve a collective enqueued after them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from experiments.errors import SpecError
+from experiments.names import Schedule
+from workers.fabrics.exchange import Exchange
+from workers.indexer.indexer import Indexer, Shard
+
+ScheduleFunction: TypeAlias = Callable[[Indexer, Shard, Exchange], tuple[torch.Tensor, torch.Tensor]]
+
+
+def serial(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
+    """SGLang before PR #20438 (and its fallback without a second stream): rotate q, rotate k, gather, all on the main lane."""
+    q, k = ix.project(shard)
+    q = ix.rotate(q)
+    k = ix.rotate(k)
+    return q, fabric.gather(k)
+
+
+def overlap_rotate(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
+    """SGLang PR #20438: rotate k first, gather it on the side lane while the main lane rotates q, join at once."""
+    q, k = ix.project(shard)
+    gathering = fabric.start_gather(ix.rotate(k))
+    q = ix.rotate(q)
+    return q, gathering.join()
+
+
+SCHEDULES: dict[Schedule, ScheduleFunction] = {
+    Schedule.SERIAL: serial,
+    Schedule.OVERLAP_ROTATE: overlap_rotate,
+}
+
+
+def resolve_schedule(name: str) -> ScheduleFunction:
+    """The function behind a shipped name or `module:function`.
+
+    Raises:
+        SpecError: The module does not import, or has no such function.
+    """
+    module_name, separator, function_name = name.partition(":")
+    if not separator:
+        return SCHEDULES[Schedule(name)]
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way while it loads
+        raise SpecError(
+            f"arms.<arm>.schedule: {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise SpecError(f"arms.<arm>.schedule: {name!r}: {module_name!r} has no function {function_name!r}")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,178 @@
+"""Right first: what a rank checks of a cell before and after it is timed.
+
+Every arm against `serial`, bit for bit, over all inputs in rotation, into poisoned destinations, once with the gather held back so that a
+missing wait cannot pass by luck; the selections of all rows by structure; and once a cell `serial` itself against the references.
+
+Legend: T rows on this rank, S step tokens, K top-k.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from experiments.names import Device, Scope
+from experiments.spec.measurement import VerifySpec
+from workers.digest import digest
+from workers.fabrics.exchange import ScheduleError
+from workers.fabrics.process_group import ProcessGroupFabric
+from workers.messages import Fault, Variant, VerifyReport
+from workers.oracle import ReferenceReport, check_against_references
+from workers.prepared_cell import Outcome, PreparedCell
+
+MAX_FULL_STEPS = 6
+"""Steps of a replay that are checked through top-k; all of them are checked through q and k while they are timed."""
+
+
+class ArmError(Exception):
+    """An arm's schedule raised, or broke a schedule's contract."""
+
+    def __init__(self, arm: str, cause: BaseException) -> None:
+        super().__init__(str(cause) if isinstance(cause, ScheduleError) else f"{type(cause).__name__}: {cause}")
+        self.arm = arm
+
+
+def run_arm(cell: PreparedCell, variant: Variant, step: int, index: int, scope: Scope) -> Outcome:
+    """One run of a variant; what its schedule raises is the arm's fault.
+
+    Raises:
+        ArmError: The schedule raised. The other ranks may wait in its gather: the group can not be used any more.
+    """
+    try:
+        return cell.run(variant, step, index, scope)
+    except TimeoutError:
+        raise
+    except RuntimeError as error:
+        # A collective that fails is no arm's fault; torch gives both the same type.
+        if "gloo" in str(error).lower() or "nccl" in str(error).lower() or "connection" in str(error).lower():
+            raise
+        raise ArmError(variant.arm, error) from error
+    except Exception as error:
+        raise ArmError(variant.arm, error) from error
+
+
+def verify_cell(cell: PreparedCell, plan: VerifySpec, rank: int, deep: bool) -> VerifyReport:
+    """All checks of this rank; in step on all ranks, since most of them gather."""
+    if cell.cell.device is Device.SIMULATED:
+        # Planted times have no values to check; what can be checked is that every schedule keeps the contract of one.
+        for arm in cell.arms:
+            run_arm(cell, Variant(arm), 0, cell.next_input(), Scope.INDEXER)
+        return VerifyReport(rank, (), (), num_checks=len(cell.arms))
+    check = _Check(cell, plan)
+    steps = sampled_steps(len(cell.steps))
+    for step in steps:
+        num_inputs = cell.pool.num_inputs
+        for index in range(num_inputs):
+            check.serial(step, index)
+        # Neighbouring runs never share inputs: with fixed ones a missing wait reads the last run's identical keys.
+        for turn in range(num_inputs if deep else 1):
+            for offset, arm in enumerate(cell.arms):
+                check.arm(arm, step, (turn + offset) % num_inputs)
+    longest = max(steps, key=lambda i: cell.cell.steps[i].new_tokens)
+    for arm in cell.arms:
+        check.arm_with_late_gather(arm, longest)
+    report: ReferenceReport | None = None
+    if deep:
+        report = check_against_references(cell, longest, plan.rows_per_rank)
+        check.faults += report.faults
+        check.num_checks += report.num_checks
+    return VerifyReport(
+        rank=rank,
+        faults=tuple(check.faults),
+        key_digests=tuple(check.key_digests),
+        num_checks=check.num_checks,
+        recall=report.recall if report else None,
+        recall_unrounded=report.recall_unrounded if report else None,
+        gates=report.gates if report else (),
+    )
+
+
+def sampled_steps(num_steps: int) -> list[int]:
+    """Up to MAX_FULL_STEPS steps, evenly spread, the first and the last among them."""
+    if num_steps <= MAX_FULL_STEPS:
+        return list(range(num_steps))
+    return sorted({round(i * (num_steps - 1) / (MAX_FULL_STEPS - 1)) for i in range(MAX_FULL_STEPS)})
+
+
+class _Check:
+    """Collects faults and counts comparisons."""
+
+    def __init__(self, cell: PreparedCell, plan: VerifySpec) -> None:
+        self.cell, self.plan = cell, plan
+        self.faults: list[Fault] = []
+        self.key_digests: list[int] = []
+        self.num_checks = 0
+        self._keys: dict[tuple[int, int], int] = {}
+        self._topk: dict[tuple[int, int], int] = {}
+
+    def serial(self, step: int, index: int) -> None:
+        """`serial` through top-k: what every arm is held against, and its own selections by structure."""
+        cell = self.cell
+        correct = cell.correct(step, index)
+        topk = cell.finish_correct(step, index)
+        self._keys[step, index] = digest_keys(cell, step)
+        self._topk[step, index] = digest(topk)
+        self.key_digests += [correct.k, self._keys[step, index]]
+        if problem := selection_problem(topk, cell.visible_keys(step), cell.cell.dims.topk):
+            self.faults.append(Fault("*", "top-k", f"step {step}, input {index}: {problem}"))
+        self.num_checks += 1
+
+    def arm(self, arm: str, step: int, index: int) -> None:
+        """One arm through top-k, bit for bit."""
+        cell = self.cell
+        outcome = run_arm(cell, Variant(arm), step, index, Scope.INDEXER)
+        self._hold(arm, "bits", outcome, step, index)
+        assert outcome.topk is not None
+        if digest_keys(cell, step) != self._keys[step, index]:
+            self.faults.append(Fault(arm, "bits", f"index keys of step {step}, input {index}: not the bits of serial"))
+        if digest(outcome.topk) != self._topk[step, index]:
+            self.faults.append(Fault(arm, "bits", f"top-k of step {step}, input {index}: not the bits of serial"))
+        self.num_checks += 4
+
+    def arm_with_late_gather(self, arm: str, step: int) -> None:
+        """The same with the wire held back: whoever does not wait reads poison."""
+        cell = self.cell
+        index = cell.next_input()
+        cell.correct(step, index)
+        assert isinstance(cell.fabric, ProcessGroupFabric)
+        cell.fabric.delay_us = self.plan.delay_ms * 1e3
+        try:
+            outcome = run_arm(cell, Variant(arm), step, index, Scope.QK)
+        finally:
+            cell.fabric.delay_us = 0.0
+        self._hold(arm, "late gather", outcome, step, index)
+        self.num_checks += 2
+
+    def _hold(self, arm: str, check: str, outcome: Outcome, step: int, index: int) -> None:
+        if problem := self.cell.problem(outcome, step, index):
+            self.faults.append(Fault(arm, check, problem))
+
+
+def digest_keys(cell: PreparedCell, step: int) -> int:
+    """Digest of the quantised index keys in a step's cache, fp8 and scale."""
+    cache = cell.stored_cache(step)
+    return digest(cache.values_ND) ^ digest(cache.scale_N)
+
+
+def selection_problem(topk_TK: torch.Tensor, visible_T: torch.Tensor, topk: int) -> str | None:
+    """What is wrong with the shape of a selection, over all rows: min(visible, K) distinct visible positions, then -1.
+
+    A row that sees at most K keys must have selected all of them, so an off-by-one in `ke` shows here without any score.
+    """
+    wanted_T = visible_T.clamp_max(topk)
+    is_chosen_TK = topk_TK >= 0
+    rank_K = torch.arange(topk_TK.shape[1])
+    if bad := _first_row((is_chosen_TK != (rank_K < wanted_T[:, None])).any(1)):
+        row = bad - 1
+        return f"row {row} selects {int(is_chosen_TK[row].sum())} keys of {int(visible_T[row])} visible, expected {int(wanted_T[row])} before the pads"
+    if bad := _first_row((topk_TK >= visible_T[:, None]).any(1)):
+        return f"row {bad - 1} selects position {int(topk_TK[bad - 1].max())}, sees {int(visible_T[bad - 1])} keys"
+    ordered_TK = topk_TK.sort(1).values
+    twice_T = ((ordered_TK[:, 1:] == ordered_TK[:, :-1]) & (ordered_TK[:, 1:] >= 0)).any(1)
+    if bad := _first_row(twice_T):
+        return f"row {bad - 1} selects a key twice"
+    return None
+
+
+def _first_row(is_bad_T: torch.Tensor) -> int:
+    """1 + the first bad row; 0 when all are good."""
+    return int(is_bad_T.nonzero()[0]) + 1 if bool(is_bad_T.any()) else 0
