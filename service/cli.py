@@ -136,8 +136,9 @@ def _publish(home: Any, sweep_id: str) -> bool:
     records = Records(home.records)
     try:
         published = publish(records, sweep_id, load_result(records, sweep_id), home)
-    except TrackingError as error:
-        _complain("warning", Exception(f"not published, `cplab sync` does it later: {error}"))
+    except Exception as error:  # whatever ails a tracker, the measurement stands
+        known = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
+        _complain("warning", Exception(f"not published, `cplab sync` does it later: {known}"))
         return False
     finally:
         records.close()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from experiments.names import Device, Regime, Scope, Split
 from experiments.spec.arms import ArmSpec
@@ -18,6 +19,8 @@ from service.run.local_ranks import local_group
 from service.run.rank_group import RankGroup
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+settings.register_profile("cplab", deadline=None)  # a first call may import scipy
+settings.load_profile("cplab")
 
 TINY = DimsSpec(name="tiny", hidden=64, q_lora_rank=32, num_heads=4, topk=8, num_layers=1)
 

@@ -15,6 +15,9 @@ _MAX_TOKENS = 1 << 30
 _MAX_SEQUENCES = 4096
 
 
+_Tokens = Annotated[int, Field(le=_MAX_TOKENS, strict=True)]
+
+
 def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
@@ -46,8 +49,8 @@ class GridWorkload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["grid"] = "grid"
-    prefix_tokens: Annotated[tuple[Annotated[int, Field(ge=0, le=_MAX_TOKENS, strict=True)], ...], BeforeValidator(_listed)] = (0,)
-    new_tokens: Annotated[tuple[Annotated[int, Field(ge=1, le=_MAX_TOKENS, strict=True)], ...], BeforeValidator(_listed)]
+    prefix_tokens: Annotated[tuple[Annotated[_Tokens, Field(ge=0)], ...], BeforeValidator(_listed)] = (0,)
+    new_tokens: Annotated[tuple[Annotated[_Tokens, Field(ge=1)], ...], BeforeValidator(_listed)]
     sequences: Annotated[tuple[Annotated[int, Field(ge=1, le=_MAX_SEQUENCES, strict=True)], ...], BeforeValidator(_listed)] = (1,)
 
     @field_validator("prefix_tokens", "new_tokens", "sequences")

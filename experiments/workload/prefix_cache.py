@@ -1,11 +1,11 @@
 """A model of a serving engine's prefix cache: which of a prompt's tokens are already cached when it arrives.
 
-A block id of a trace stands for the whole prompt up to and including its block, not for the block's own tokens alone, so the same id
-means the same prefix. The cache still remembers which id each block followed, and an id elsewhere in a chain is no hit: a trace whose
-ids name contents only would otherwise be credited with hits that no engine could have.
+A block id of a trace stands for the whole prompt up to and including its block, not for the block's own tokens alone, so the
+same id means the same prefix. The cache still remembers which id each block followed, and an id elsewhere in a chain is no hit:
+a trace whose ids name contents only would otherwise be credited with hits that no engine could have.
 
-Only full blocks are reusable. A prompt's last block may be partial; its id is then neither looked up nor kept, as engines hash whole
-pages only. Generated tokens are not cached: the trace has no ids for them, so hits on a conversation's replies are understated.
+Only full blocks are reusable. A prompt's last block may be partial; its id is then neither looked up nor kept, as engines reuse
+whole pages. Generated tokens are not cached: the trace has no ids for them, so hits on a conversation's replies are understated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PrefixCache:
             ValueError: `block_tokens` is below 1 or `capacity_blocks` below 0.
         """
         if block_tokens < 1 or (capacity_blocks is not None and capacity_blocks < 0):
-            raise ValueError(f"block_tokens must be at least 1 and capacity_blocks at least 0, not {block_tokens}, {capacity_blocks}")
+            raise ValueError(f"block_tokens must be >= 1 and capacity_blocks >= 0, not {block_tokens} and {capacity_blocks}")
         self.block_tokens = block_tokens
         self._capacity_blocks = capacity_blocks
         self._blocks: OrderedDict[int, int | None] = OrderedDict()
@@ -44,8 +44,8 @@ class PrefixCache:
     def hit_blocks(self, prompt_tokens: int, block_ids: Seq[int]) -> int:
         """How many leading blocks of the prompt are cached and may be reused.
 
-        At least one token must be computed, or there would be no logits to sample from. As hits are whole blocks, a prompt that is
-        cached to its last token computes its last block again (vLLM and SGLang with pages do the same).
+        At least one token must be computed, or there would be no logits to sample from. As hits are whole blocks, a prompt that
+        is cached to its last token computes its last block again (as engines with paged caches do).
         """
         reusable = (prompt_tokens - 1) // self.block_tokens
         hits = 0

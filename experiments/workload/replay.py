@@ -1,7 +1,7 @@
 """A request trace as prefill steps: prefix-cache hits, then chunked prefill under a token budget per step.
 
-The replay is closed-loop: timestamps give the order of the requests and nothing else, and the steps run as fast as the ranks go. Decode
-steps are left out, as context parallelism is for prefill.
+The replay is closed-loop: timestamps give the order of the requests and nothing else, and the steps run as fast as the ranks go.
+Decode steps are left out, as context parallelism is for prefill.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ class TraceWorkload(BaseModel):
     block_tokens: int = Field(TRACE_BLOCK_TOKENS, ge=1, strict=True)
     """Prompt tokens that one block id of the trace covers."""
     max_prompt_tokens: int | None = Field(None, ge=1, strict=True)
-    """A stated cap: when the longest prompt replayed exceeds it, prompts, hits, chunk and budget are all scaled by cap / longest, so
-    that the load keeps its shape."""
+    """A stated cap: when the longest prompt replayed exceeds it, prompts, hits, chunk and budget are all scaled by cap / longest,
+    so that the load keeps its shape."""
 
     @model_validator(mode="after")
     def _a_chunk_fits_a_step(self) -> Self:
         if self.step_tokens < self.chunk_tokens:
             raise SpecError(
-                f"workload.step_tokens: {self.step_tokens} is below workload.chunk_tokens, {self.chunk_tokens}, so no chunk could be whole;"
-                " raise step_tokens or lower chunk_tokens"
+                f"workload.step_tokens: {self.step_tokens} is below workload.chunk_tokens, {self.chunk_tokens}, so no chunk could be"
+                " whole; raise step_tokens or lower chunk_tokens"
             )
         return self
 
@@ -99,7 +99,9 @@ class TraceWorkload(BaseModel):
             SpecError: No trace was given, or it cannot be read; names file and line.
         """
         if self.trace is None:
-            raise SpecError("workload.trace: this replay needs a request trace (JSONL or CSV); give it with --set workload.trace=PATH")
+            raise SpecError(
+                "workload.trace: a replay needs a request trace (JSONL or CSV); give it with --set workload.trace=PATH"
+            )
         path = Path(base_dir or "", self.trace)
         requests = read_trace(path, self.requests, self.block_tokens)
         cap = Cap.of(requests, self.max_prompt_tokens)
@@ -164,8 +166,8 @@ def pack(prefills: Seq[Prefill], chunk_tokens: int, step_tokens: int, max_sequen
     """The chunks of each step: first come, first served, as chunked-prefill engines do.
 
     A step goes on with the requests already started, in their order, then starts the next ones while it has budget and room for
-    another sequence. The last chunk of a step is cut to what the budget leaves. A request that hits blocks of another waits until that
-    one's keys are in the cache, and those behind it wait too.
+    another sequence. The last chunk of a step is cut to what the budget leaves. A request that hits blocks of another waits until
+    that one's keys are in the cache, and those behind it wait too.
     """
     steps: list[list[Chunk]] = []
     computed = [prefill.cached_tokens for prefill in prefills]

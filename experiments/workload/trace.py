@@ -1,7 +1,7 @@
 """Request traces: a JSONL or CSV file in, requests in arrival order out, or the line that is wrong.
 
-JSONL is Mooncake's published form, one object a line (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`). CSV is the form
-of Azure's LLM inference traces: `TIMESTAMP, ContextTokens, GeneratedTokens`, without block ids. Further fields are ignored.
+JSONL is Mooncake's published form, one object a line (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`). CSV is the
+form of Azure's LLM inference traces: `TIMESTAMP, ContextTokens, GeneratedTokens`, without block ids. Further fields are ignored.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,9 @@ TRACE_BLOCK_TOKENS = 512
 _KEY = "workload.trace"
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _MAX_TOKENS = 1 << 30  # A sanity bound: a corrupt length would otherwise become millions of steps.
+_JSON_FIELDS = "timestamp, input_length, output_length, hash_ids"
 _CSV_COLUMNS = {"timestamp": "TIMESTAMP", "contexttokens": "ContextTokens", "generatedtokens": "GeneratedTokens"}
+_EXPECTED = f"expected JSONL ({_JSON_FIELDS}) or CSV (header {', '.join(_CSV_COLUMNS.values())})"
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -47,8 +50,8 @@ class _BadLineError(Exception):
 def read_trace(path: Path | str, limit: int | None = None, block_tokens: int = TRACE_BLOCK_TOKENS) -> list[Request]:
     """The first `limit` (at least 1; None: all) requests of the file, sorted by arrival; equal arrivals keep the file's order.
 
-    The suffix says which form it is (.jsonl, .ndjson, .json, .csv); under any other, the first line does. Blank lines are skipped, and
-    lines after the last request wanted are not looked at.
+    The suffix says which form it is (.jsonl, .ndjson, .json, .csv); under any other, the first line does. Blank lines are skipped,
+    and lines after the last request wanted are not looked at.
 
     Args:
         path: The trace.
@@ -78,16 +81,13 @@ def read_trace(path: Path | str, limit: int | None = None, block_tokens: int = T
     return sorted(requests, key=lambda request: request.timestamp_ms)
 
 
-_EXPECTED = (
-    "expected JSONL (timestamp, input_length, output_length, hash_ids) or CSV with the header TIMESTAMP, ContextTokens, GeneratedTokens"
-)
-
-
 def _check_is_file(path: Path) -> None:
     try:
         if path.is_file():
             return
-        problem = "is a directory, not a file" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        problem = "does not exist"
+        if path.exists():
+            problem = "is a directory, not a file" if path.is_dir() else "is not a regular file"
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     raise SpecError(f"{_KEY}: {str(path)!r} {problem}; give a JSONL or CSV trace, as in --set {_KEY}=PATH")
@@ -102,8 +102,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     # Spreadsheets put a byte order mark before the first line.
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError as error:
-                    byte = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-                    raise SpecError(f"{_KEY}: {path}:{number}: not UTF-8 text ({byte}); compressed traces must be unpacked") from None
+                    problem = f"not UTF-8 text (byte {error.start + 1} of the line is 0x{raw[error.start]:02x})"
+                    raise SpecError(f"{_KEY}: {path}:{number}: {problem}; unpack it if it is compressed") from None
                 if line:
                     yield number, line
     except OSError as error:
@@ -154,12 +154,12 @@ class _JsonLines:
         expected = -(-input_tokens // self._block_tokens)
         if len(value) != expected:
             raise _BadLineError(
-                f"hash_ids has {len(value)} ids, but input_length {input_tokens} in blocks of {self._block_tokens} tokens makes {expected}"
-                " (workload.block_tokens is what one id covers)"
+                f"hash_ids has {len(value)} ids, but input_length {input_tokens} in blocks of {self._block_tokens} tokens makes"
+                f" {expected} (workload.block_tokens says what one id covers)"
             )
         if len(set(value)) != len(value):
             # An id stands for the whole prompt up to its block, so it cannot come twice in one prompt.
-            twice = next(item for position, item in enumerate(value) if item in value[:position])
+            twice = next(item for item, times in Counter(value).items() if times > 1)
             raise _BadLineError(f"hash_ids has {_shown(twice)} twice; an id stands for one block and all before it")
         return tuple(value)
 
@@ -196,7 +196,8 @@ class _CsvLines:
         for column, name in _CSV_COLUMNS.items():
             if columns.count(column) != 1:
                 problem = "has no column" if column not in columns else "has more than one column"
-                raise _BadLineError(f"the header {problem} {name}: {_shown(', '.join(names))}; needed: {', '.join(_CSV_COLUMNS.values())}")
+                needed = ", ".join(_CSV_COLUMNS.values())
+                raise _BadLineError(f"the header {problem} {name}: {_shown(', '.join(names))}; needed: {needed}")
         self._columns = columns
 
     def _timestamp_ms(self, text: str) -> float:
@@ -208,7 +209,7 @@ class _CsvLines:
             except ValueError:
                 _refuse("TIMESTAMP", text, allowed)
         if self._has_dates not in (None, is_date):
-            _refuse("TIMESTAMP", text, "a date and time like the rows before" if self._has_dates else "a number like the rows before")
+            _refuse("TIMESTAMP", text, f"a {'date and time' if self._has_dates else 'number'} like the rows before")
         self._has_dates = is_date
         if not is_date:
             return _milliseconds("TIMESTAMP", float(text))
@@ -220,7 +221,7 @@ class _CsvLines:
 
 def _field(row: dict[str, Any], name: str) -> Any:
     if name not in row:
-        raise _BadLineError(f"{name} is missing; the fields are timestamp, input_length, output_length, hash_ids")
+        raise _BadLineError(f"{name} is missing; the fields are {_JSON_FIELDS}")
     return row[name]
 
 

@@ -21,7 +21,7 @@ class Comparison:
     """arm / baseline, below 1 is faster.
 
     Attributes:
-        ratio: Slowest rank of each step, at the spec's confidence.
+        ratio: Slowest rank of each step, at the spec's confidence (shared by the arms of the cell).
         ratio_90: The same at 90 %, for SAME.
         ratio_min: Fastest rank of each step: a winner needs both to agree.
         detectable_pct: The smallest effect that this many launches would have shown with 80 % power, per cent.
@@ -56,8 +56,13 @@ def launch_log_ratios(samples: Sequence[Sample], arm: str, baseline: str, reduct
     return [math.fsum(values) / len(values) for _, values in sorted(launches.items())]
 
 
-def compare(samples: Sequence[Sample], arm: str, baseline: str, confidence: float) -> Comparison | None:
-    """The comparison, or None when fewer than two launches hold a pair."""
+def compare(samples: Sequence[Sample], arm: str, baseline: str, confidence: float, num_arms: int = 1) -> Comparison | None:
+    """The comparison, or None when fewer than two launches hold a pair.
+
+    `num_arms`: how many arms of the cell are compared with the baseline. They share the error (Bonferroni), so that a cell of equal
+    arms is called different as seldom as a cell of one.
+    """
+    confidence, confidence_same = (1 - (1 - level) / num_arms for level in (confidence, SAME_CONFIDENCE))
     logs = launch_log_ratios(samples, arm, baseline, "max_us")
     logs_min = launch_log_ratios(samples, arm, baseline, "min_us")
     if len(logs) < 2:
@@ -66,7 +71,7 @@ def compare(samples: Sequence[Sample], arm: str, baseline: str, confidence: floa
     detectable = (t_quantile(confidence, degrees) + t_quantile(2 * POWER - 1, degrees)) * standard_error(logs)
     return Comparison(
         ratio=mean_interval(logs, confidence).map_exp(),
-        ratio_90=mean_interval(logs, SAME_CONFIDENCE).map_exp(),
+        ratio_90=mean_interval(logs, confidence_same).map_exp(),
         ratio_min=mean_interval(logs_min, confidence).map_exp(),
         detectable_pct=100 * math.expm1(min(detectable, 700.0)),
         launches=len(logs),

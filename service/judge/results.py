@@ -134,7 +134,7 @@ def judge_cell(record: CellRecord, spec: ExperimentSpec) -> CellResult:
 def _judge_arm(name: str, arm: ArmSpec, spec: ExperimentSpec, samples: Sequence[Sample], record: CellRecord) -> ArmResult:
     plan = spec.measurement
     own = [s for s in samples if s.kind == "arms" and s.variant == name]
-    comparison = None if name == BASELINE_ARM else compare(samples, name, BASELINE_ARM, plan.confidence)
+    comparison = None if name == BASELINE_ARM else compare(samples, name, BASELINE_ARM, plan.confidence, len(spec.arms) - 1)
     if record.faults:
         judgement = Judgement(Verdict.INVALID, reason=record.faults[0].detail)
     else:

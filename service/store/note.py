@@ -26,8 +26,8 @@ def full_table(result: SweepResult, confidence: float) -> str:
 def note(result: SweepResult, confidence: float) -> str:
     """What fits below MLflow's limit: hardware, caveats, and the decisive rows.
 
-    All rows in the order of the grid when they fit; else the compared arms alone, the most urgent first (INVALID, then what differs,
-    by the size of the effect), as many as fit.
+    All rows in the order of the grid when they fit; else the compared arms alone, the most urgent first (INVALID, then what
+    differs, by the size of the effect), as many as fit.
     """
     names = ("cell", "arm", "verdict", f"time ratio [{100 * confidence:g} %]", "tokens/s", "hidden")
     # Lines over lines of caveats (one for each cell that failed) must not push the verdicts out.

@@ -17,6 +17,7 @@ def cell_spans(path: Path, sweep_id: str) -> dict[str, tuple[float, float]]:
     """
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
         rows = db.execute(
-            "SELECT cell_id, MIN(started_s), MAX(started_s + wall_us / 1e6) FROM block WHERE sweep_id=? GROUP BY cell_id", (sweep_id,)
+            "SELECT cell_id, MIN(started_s), MAX(started_s + wall_us / 1e6) FROM block WHERE sweep_id=? GROUP BY cell_id",
+            (sweep_id,),
         )
         return {cell_id: (start_s, end_s) for cell_id, start_s, end_s in rows}

@@ -1,0 +1,316 @@
+"""What each MLflow run will say, worked out from the result alone, before MLflow is even imported.
+
+A sweep is one summary run and flat runs, one for each (cell, arm): nested ones are collapsed in the dashboard and missing from
+its charts. Metric names are the same on every arm, so that charts and the compare page set arms side by side without any set-up.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from experiments.names import Device, FabricKind, SweepStatus, Verdict
+from experiments.spec.experiment import ExperimentSpec
+from service.judge.interval import Interval
+from service.judge.results import ArmResult, CellResult, SweepResult
+from service.store.note import note
+
+KEY_TAG = "cplab.key"
+COMPLETE_TAG = "cplab.complete"
+"""Set after everything else of a run is there; without it a run is what a crash left."""
+
+BASELINE_VERDICT = "BASELINE"
+"""The verdict tag of the arm that is compared with nothing."""
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_MAX_HOSTS = 64
+_MAX_TAG_CHARS = 4000
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One MLflow run. Times in milliseconds since the epoch, as measured.
+
+    Attributes:
+        key: Unique in the store: `sweep_id/cell_id/arm`, or `sweep_id/summary`.
+        cell_id, arm: Whose samples belong to it; empty for the summary.
+        status: FINISHED, FAILED or KILLED.
+    """
+
+    key: str
+    cell_id: str
+    arm: str
+    name: str
+    status: str
+    start_ms: int
+    end_ms: int
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def plan_runs(
+    row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, spans: Mapping[str, tuple[float, float]]
+) -> list[PlannedRun]:
+    """Every run of a sweep; the summary last, so that it stands only where all others do.
+
+    Args:
+        row: The sweep's row of the records.
+        spans: When each cell was measured, seconds since the epoch; the sweep's own span stands in for a cell without one.
+    """
+    whole = row["started_s"], row["ended_s"]
+    arms = [
+        _arm_run(row, spec, result, cell, arm, spans.get(cell.cell["cell_id"], whole))
+        for cell in result.cells
+        for arm in cell.arms
+    ]
+    return [*arms, _summary_run(row, spec, result, whole)]
+
+
+def _arm_run(
+    row: Mapping[str, Any],
+    spec: ExperimentSpec,
+    result: SweepResult,
+    cell: CellResult,
+    arm: ArmResult,
+    span: tuple[float, float],
+) -> PlannedRun:
+    cell_id = str(cell.cell["cell_id"])
+    verdict = str(arm.verdict) if arm.verdict is not None else BASELINE_VERDICT
+    key = f"{result.sweep_id}/{cell_id}/{arm.arm}"
+    reason = {"verdict_reason": _cut(arm.reason)} if arm.reason else {}
+    failure = {"failure": _cut(cell.failure)} if cell.failure else {}
+    tags = {
+        KEY_TAG: key,
+        **_sweep_tags(row, spec, result),
+        **_coordinates([cell]),
+        "cell_id": cell_id,
+        "arm": arm.arm,
+        "role": "arm",
+        "verdict": verdict,
+        "small": _flag(arm.is_small),
+        "path": _cut(cell.path),
+        **reason,
+        **failure,
+    }
+    return PlannedRun(
+        key=key,
+        cell_id=cell_id,
+        arm=arm.arm,
+        name=f"{arm.arm}-{_shape(spec, cell)}",
+        status=_status(spec, result, cell, arm),
+        start_ms=round(span[0] * 1000),
+        end_ms=round(span[1] * 1000),
+        tags=tags,
+        params=_params(spec, cell, arm),
+        metrics=_check_metrics(cell) if cell.is_invalid else {**_check_metrics(cell), **_speed_metrics(cell, arm)},
+    )
+
+
+def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, span: tuple[float, float]) -> PlannedRun:
+    key = f"{result.sweep_id}/summary"
+    verdicts = Counter(str(arm.verdict) for cell in result.cells for arm in cell.arms if arm.verdict is not None)
+    words = ", ".join(f"{verdicts[name]} {name}" for name in Verdict if verdicts[name]) or "nothing compared"
+    return PlannedRun(
+        key=key,
+        cell_id="",
+        arm="",
+        name=f"{result.experiment}-{result.sweep_id}",
+        status=result.status.value,
+        start_ms=round(span[0] * 1000),
+        end_ms=round(span[1] * 1000),
+        tags={
+            KEY_TAG: key,
+            **_sweep_tags(row, spec, result),
+            **_coordinates(result.cells),
+            "cell_id": "all",
+            "arm": "all",
+            "role": "summary",
+            "verdict": words,
+            "mlflow.note.content": note(result, spec.measurement.confidence),
+            **({"failure": _cut(result.failure)} if result.failure else {}),
+        },
+        params={
+            "experiment": result.experiment,
+            "arms": ",".join(spec.arms),
+            "num_cells": str(len(result.cells)),
+            **_plan_params(spec),
+            **{f"replay_{key}": _cut(str(value)) for key, value in (result.replay or {}).items()},
+        },
+        metrics=_finite(
+            {
+                "sweep/cells": len(result.cells),
+                "sweep/invalid": sum(cell.is_invalid for cell in result.cells),
+                "sweep/measured": sum(cell.is_measured for cell in result.cells),
+                "sweep/wall_s": span[1] - span[0],
+                **{f"verdicts/{name.value.lower()}": verdicts[name] for name in Verdict},
+            }
+        ),
+    )
+
+
+def _status(spec: ExperimentSpec, result: SweepResult, cell: CellResult, arm: ArmResult) -> str:
+    """FAILED for what is wrong; a cell cut short by the sweep's end ends as the sweep did."""
+    if cell.is_invalid or cell.failure:
+        return SweepStatus.FAILED.value
+    if cell.launches < spec.measurement.launches and result.status is not SweepStatus.FINISHED:
+        return result.status.value
+    return SweepStatus.FINISHED.value if arm.num_samples else SweepStatus.FAILED.value
+
+
+def _shape(spec: ExperimentSpec, cell: CellResult) -> str:
+    """The cell's label, and what a grid over more than one scope or regime needs to stay unique."""
+    more = [cell.cell[axis] for axis in ("scope", "regime") if len(getattr(spec.cells, axis)) > 1]
+    return "-".join([cell.label, *more])
+
+
+def _sweep_tags(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult) -> dict[str, str]:
+    env = result.environment
+    hosts = sorted({str(rank.get("hostname", "?")) for launch in env.get("launches", []) for rank in launch["ranks"]})
+    if len(hosts) > _MAX_HOSTS:
+        hosts = [*hosts[:_MAX_HOSTS], f"and {len(hosts) - _MAX_HOSTS} more"]
+    revision = str(env.get("revision", "unknown"))
+    return {
+        "sweep_id": result.sweep_id,
+        "experiment": result.experiment,
+        "suite": spec.suite,
+        "spec_hash": result.spec_hash,
+        "methodology_version": str(result.methodology_version),
+        "revision": revision,
+        "dirty": _flag(env.get("dirty")),
+        "source_digest": str(env.get("source_digest", "unknown")),
+        "hosts": _cut(",".join(hosts)),
+        "night": datetime.fromtimestamp(row["started_s"], UTC).strftime("%Y-%m-%d"),
+        "mlflow.source.name": _cut(" ".join(env.get("command", ["cplab"]))),
+        # MLflow shows it as a commit, which a source digest is not.
+        **({"mlflow.source.git.commit": revision} if _COMMIT.fullmatch(revision) else {}),
+    }
+
+
+def _coordinates(cells: list[CellResult] | tuple[CellResult, ...]) -> dict[str, str]:
+    """Tags that say what was varied; over several cells every value, and `mixed` where a flag is not one answer."""
+
+    def values(name: str) -> str:
+        return _cut(",".join(sorted({str(cell.cell[name]) for cell in cells})))
+
+    def flag(flags: set[bool]) -> str:
+        return "mixed" if len(flags) > 1 else _flag(next(iter(flags), False))
+
+    return {
+        "fabric": values("fabric_name"),
+        "emulated": flag({cell.cell["fabric"]["kind"] == FabricKind.EMULATED for cell in cells}),
+        "simulated": flag({cell.cell["device"] == Device.SIMULATED for cell in cells}),
+        "device": values("device"),
+        "split": values("split"),
+        "cp_size": values("cp_size"),
+        "scope": values("scope"),
+        "regime": values("regime"),
+        "dims": values("dims_name"),
+    }
+
+
+def _params(spec: ExperimentSpec, cell: CellResult, arm: ArmResult) -> dict[str, str]:
+    names = ("workload", "num_steps", "new_tokens", "prefix_tokens", "cp_size", "split", "scope", "regime", "device")
+    coordinates = {name: _cut(str(cell.cell[name])) for name in names}
+    fabric, dims = cell.cell["fabric_name"], cell.cell["dims_name"]
+    return {"arm": arm.arm, **arm.factors, **coordinates, "fabric": fabric, "dims": dims, **_plan_params(spec)}
+
+
+def _plan_params(spec: ExperimentSpec) -> dict[str, str]:
+    return {"seed": str(spec.seed), **{key: str(value) for key, value in spec.measurement.model_dump(mode="json").items()}}
+
+
+def _check_metrics(cell: CellResult) -> dict[str, float]:
+    return _finite(
+        {
+            "check/recall": cell.checks.get("recall_r2"),
+            "check/recall_r1": cell.checks.get("recall_r1"),
+            "check/count": cell.checks.get("num_checks"),
+            "check/faults": len(cell.faults),
+        }
+    )
+
+
+def _speed_metrics(cell: CellResult, arm: ArmResult) -> dict[str, float]:
+    """Every figure under a name that fits a chart's title: `section/short_unit`.
+
+    The baseline has no `ratio` section: a ratio to itself was not measured, and a bar at 1 would look as if it had been.
+    """
+    values: dict[str, float | None] = {
+        "speed/tok_s": arm.tokens_per_s,
+        "gather/p50_us": arm.gather_p50_us,
+        "gather/late_us": cell.gather_late_p50_us,
+        "gather/floor_us": cell.gather_floor_us,
+        "gather/skew_us": cell.skew_p50_us,
+        "samples/count": arm.num_samples,
+        "samples/launches": cell.launches,
+    }
+    if arm.latency is not None:
+        values |= {
+            "latency/p50_us": arm.latency.p50_us,
+            "latency/p90_us": arm.latency.p90_us,
+            "latency/max_us": arm.latency.max_us,
+            "latency/min_p50_us": arm.latency.fastest_rank_p50_us,
+        }
+    if arm.comparison is not None:
+        ratio, fastest = arm.comparison.ratio, arm.comparison.ratio_min
+        values |= {
+            "ratio/time": ratio.estimate,
+            "ratio/low": ratio.low,
+            "ratio/high": ratio.high,
+            "ratio/min_time": fastest.estimate,
+            "ratio/min_low": fastest.low,
+            "ratio/min_high": fastest.high,
+            "ratio/detect_pct": arm.comparison.detectable_pct,
+            "samples/pairs": arm.comparison.pairs,
+        }
+    return _finite(values | _account_metrics(arm))
+
+
+def _account_metrics(arm: ArmResult) -> dict[str, float | None]:
+    a = arm.account
+    if a is None:
+        return {}
+    return {
+        "account/total_us": a.total_us.estimate,
+        "account/compute_us": a.compute_us.estimate,
+        "account/exposed_us": a.exposed_us.estimate,
+        "account/gather_us": a.gather_us.estimate,
+        "account/window_us": a.window_us.estimate,
+        "account/ideal_us": a.ideal_us.estimate,
+        "account/tax_us": a.fork_join_tax_us.estimate,
+        "account/contend_us": a.contention_us.estimate,
+        "account/saved_us": a.saved_us.estimate,
+        "account/saved_low": a.saved_us.low,
+        "account/saved_high": a.saved_us.high,
+        **_percent("hidden", a.hidden),
+        **_percent("ideal", a.hidden_ideal),
+    }
+
+
+def _percent(name: str, share: Interval | None) -> dict[str, float | None]:
+    if share is None:
+        return {}
+    return {
+        f"account/{name}_pct": 100 * share.estimate,
+        f"account/{name}_low": 100 * share.low,
+        f"account/{name}_high": 100 * share.high,
+    }
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    """What can be drawn: MLflow turns an infinite bound into 1.8e308, which no chart survives."""
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _flag(value: bool | None) -> str:
+    return "unknown" if value is None else str(value).lower()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_TAG_CHARS else f"{text[: _MAX_TAG_CHARS - 4]} ..."

@@ -1,0 +1,102 @@
+"""Accounting recovers planted truth exactly, on simulated lanes, for every schedule."""
+
+from __future__ import annotations
+
+import os
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.names import Device
+from experiments.spec.arms import ArmSpec
+from experiments.spec.simulation import SimulationSpec
+from service.judge.accounting import ArmTimes, account, summarise
+from service.run.orders import control_variants
+from tests.conftest import make_cell
+from tests.workers.asking import prepare, run_block
+
+us = st.floats(0, 1e4, allow_nan=False)
+
+
+@given(us, us, us, us, us, us)
+def test_the_account_adds_up(compute, window, gather, tax, contention, serial_compute):
+    """T(a) = C_a + max(0, G - W) + tax + contention, whatever is planted."""
+    total = compute + max(0.0, gather - window) + tax + contention
+    found = account(ArmTimes(total, compute, compute + tax, window), ArmTimes(serial_compute + gather, serial_compute, serial_compute, 0))
+    assert found.gather_us == pytest.approx(gather, abs=1e-6)
+    assert found.contention_us == pytest.approx(contention, abs=1e-6)
+    assert found.fork_join_tax_us == pytest.approx(tax, abs=1e-6)
+    assert found.ideal_us + found.fork_join_tax_us + found.contention_us == pytest.approx(found.total_us)
+    assert found.exposed_us == pytest.approx(gather - found.covered_us, abs=1e-6)
+
+
+def test_hidden_is_blank_when_the_gather_is_lost_in_noise():
+    quiet = [account(ArmTimes(100 + n, 90, 90, 8), ArmTimes(110 + n, 90, 90, 0)) for n in range(5)]
+    assert summarise(quiet, 0.95).hidden is not None
+    noisy = [account(ArmTimes(100, 90, 90, 8), ArmTimes(90 + n, 90, 90, 0)) for n in (-40, 50, -30, 45, -20)]
+    assert summarise(noisy, 0.95).hidden is None
+    tiny = [account(ArmTimes(91, 90, 90, 8), ArmTimes(91 + n / 100, 90, 90, 0)) for n in range(5)]
+    assert summarise(tiny, 0.95).hidden is None
+
+
+def test_hidden_is_never_clipped():
+    worse = [account(ArmTimes(140 + n, 90, 90, 8), ArmTimes(110, 90, 90, 0)) for n in range(5)]
+    assert summarise(worse, 0.95).hidden.estimate < -1
+
+
+SIMULATIONS = [
+    SimulationSpec(),
+    SimulationSpec(main_slowdown=0.0, fork_us=0.0, join_us=0.0),
+    SimulationSpec(gather_us=5, main_slowdown=0.3),
+    SimulationSpec(gather_us=80, rotate_q_us=20, main_slowdown=0.25, fork_us=2, join_us=3),
+    SimulationSpec(gather_us=0),
+]
+
+
+@pytest.mark.parametrize("simulation", SIMULATIONS)
+@pytest.mark.parametrize("schedule", ["overlap_rotate", "tests.workers.mutants:overlap_again"])
+def test_planted_truth_is_recovered_on_simulated_lanes(pair, simulation, schedule):
+    assert os.getcwd()
+    arms = {"baseline": ArmSpec(), "arm": ArmSpec(schedule=schedule)}
+    prepare(pair, make_cell(device=Device.SIMULATED), arms, simulation=simulation)
+    variants = list(arms) + control_variants(arms)
+    rows = run_block(pair, variants)[0].rows
+
+    def time_of(variant: str) -> float:
+        return median(row.elapsed_us for row in rows if row.variant == variant)
+
+    def times(arm: str) -> ArmTimes:
+        windows = [row.window_us for row in rows if row.variant == f"{arm}/prefilled"]
+        zero_byte = f"{arm}/zero_byte" if f"{arm}/zero_byte" in variants else f"{arm}/prefilled"
+        return ArmTimes(time_of(arm), time_of(f"{arm}/prefilled"), time_of(zero_byte), median(windows))
+
+    s = simulation
+    compute = s.wq_b_us + s.wk_us + s.norm_k_us + s.rope_us + s.rotate_k_us + s.rotate_q_us
+    assert time_of("baseline") == pytest.approx(compute + s.gather_us)
+    assert time_of("baseline/gather_alone") == pytest.approx(s.gather_us)
+
+    found = account(times("arm"), times("baseline"))
+    assert found.compute_us == pytest.approx(compute)
+    assert found.gather_us == pytest.approx(s.gather_us)
+    assert found.window_us == pytest.approx(s.rotate_q_us)
+    assert found.ideal_us == pytest.approx(compute + max(0.0, s.gather_us - s.rotate_q_us))
+    assert found.fork_join_tax_us == pytest.approx(s.fork_us + s.join_us)
+    # Under a gather in flight the rotation runs at 1 / (1 + slowdown); what that costs beyond the gather's own end is contention.
+    slow = 1 + s.main_slowdown
+    rotation = s.rotate_q_us * slow if s.rotate_q_us * slow <= s.gather_us else s.gather_us + s.rotate_q_us - s.gather_us / slow
+    planted = max(rotation, s.gather_us) - max(s.rotate_q_us, s.gather_us)
+    assert found.contention_us == pytest.approx(planted, abs=1e-9)
+
+
+def test_serial_accounts_for_itself(pair):
+    arms = {"baseline": ArmSpec(), "arm": ArmSpec()}
+    prepare(pair, make_cell(device=Device.SIMULATED), arms)
+    rows = run_block(pair, ["arm", "arm/prefilled"])[0].rows
+    arm = median(r.elapsed_us for r in rows if r.variant == "arm")
+    free = median(r.elapsed_us for r in rows if r.variant == "arm/prefilled")
+    found = account(ArmTimes(arm, free, free, 0.0), ArmTimes(arm, free, free, 0.0))
+    assert found.covered_us == 0
+    assert found.saved_us == 0
+    assert found.fork_join_tax_us == 0

@@ -1,0 +1,95 @@
+"""The paired ratio finds what was planted, and claims nothing where nothing was."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.names import Verdict
+from service.judge.comparison import compare, launch_log_ratios
+from service.judge.samples import reduce_trials
+from service.judge.verdict import judge
+from tests.service.synthetic import trials
+
+
+def compared(times, arms=1, **noise):
+    return compare(reduce_trials(trials(times, **noise)), "arm", "baseline", 0.95, arms)
+
+
+def test_an_exact_ratio_is_found_exactly():
+    comparison = compared({"baseline": 100.0, "arm": 80.0}, launch_noise=0.0)
+    assert comparison.ratio.estimate == pytest.approx(0.8)
+    assert comparison.launches == 5
+    assert comparison.pairs == 5 * 2 * 8
+
+
+def test_drift_is_paired_away():
+    comparison = compared({"baseline": 100.0, "arm": 97.0}, drift=0.05)
+    assert comparison.ratio.estimate == pytest.approx(0.97)
+
+
+def test_steps_of_a_pass_are_summed_over_the_slowest_ranks():
+    samples = reduce_trials(trials({"baseline": 10.0}, launches=1, blocks=1, rows=1, steps=7, noise=0.2, ranks=3))
+    assert len(samples) == 1
+    assert samples[0].max_us > samples[0].min_us >= 70.0
+
+
+def test_controls_do_not_enter_the_ratio():
+    both = trials({"baseline": 100.0, "arm": 80.0}) + trials({"baseline": 1.0, "arm": 500.0}, kind="controls")
+    assert compare(reduce_trials(both), "arm", "baseline", 0.95).ratio.estimate == pytest.approx(0.8)
+
+
+def test_one_launch_gives_no_comparison():
+    assert compared({"baseline": 100.0, "arm": 80.0}, launches=1) is None
+    assert judge(None, 1.0).verdict is Verdict.UNRESOLVED
+
+
+def test_launches_missing_an_arm_are_left_out():
+    samples = [s for s in reduce_trials(trials({"baseline": 100.0, "arm": 80.0})) if not (s.launch == 2 and s.variant == "arm")]
+    assert len(launch_log_ratios(samples, "arm", "baseline", "max_us")) == 4
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "verdict"),
+    [
+        (0.8, 0.001, Verdict.FASTER),
+        (1.2, 0.001, Verdict.SLOWER),
+        (1.0, 0.0002, Verdict.SAME),
+        (1.0, 0.1, Verdict.UNRESOLVED),
+    ],
+)
+def test_verdict_words(ratio, noise, verdict):
+    comparison = compared({"baseline": 100.0, "arm": 100.0 * ratio}, launch_noise=noise, noise=noise)
+    assert judge(comparison, 1.0).verdict is verdict
+
+
+def test_a_small_effect_is_called_small():
+    judgement = judge(compared({"baseline": 100.0, "arm": 99.5}, launch_noise=0.0001), 1.0)
+    assert judgement.verdict is Verdict.FASTER
+    assert judgement.is_small
+    assert judgement.words == "FASTER (small)"
+
+
+def test_a_winner_needs_the_fastest_rank_too():
+    from dataclasses import replace
+
+    comparison = compared({"baseline": 100.0, "arm": 80.0}, launch_noise=0.001)
+    torn = replace(comparison, ratio_min=replace(comparison.ratio_min, low=0.9, high=1.1))
+    assert judge(torn, 1.0).verdict is Verdict.UNRESOLVED
+
+
+@pytest.mark.parametrize("launch_noise", [0.0, 0.02])
+def test_equal_arms_are_seldom_called_different(launch_noise):
+    """1,000 comparisons of equal arms: at 5 % the interval excludes 1 about 50 times; 35 to 65 is 2 SE either side."""
+    alarms = sum(
+        compared({"baseline": 100.0, "arm": 100.0}, blocks=1, rows=4, noise=0.05, launch_noise=launch_noise, seed=seed).ratio.excludes(1)
+        for seed in range(1000)
+    )
+    assert 32 <= alarms <= 70
+
+
+def test_arms_share_the_error():
+    alarms = 0
+    for seed in range(400):
+        samples = reduce_trials(trials({"baseline": 100.0, "a": 100.0, "b": 100.0, "c": 100.0}, blocks=1, rows=4, launch_noise=0.02, seed=seed))
+        alarms += any(compare(samples, arm, "baseline", 0.95, 3).ratio.excludes(1) for arm in "abc")
+    assert alarms <= 400 * 0.05 + 2 * (400 * 0.05 * 0.95) ** 0.5
