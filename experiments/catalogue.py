@@ -52,7 +52,7 @@ def validate(content: Mapping[str, Any], source: str) -> ExperimentSpec:
     try:
         return ExperimentSpec.model_validate(content)
     except ValidationError as error:
-        raise SpecError(f"{source}: {_first_problem(error, content)}") from None
+        raise SpecError(f"{source}: {_first_problem(error)}") from None
     except RecursionError:
         raise SpecError(f"{source}: nested too deeply") from None
 
@@ -65,7 +65,7 @@ def _find(name_or_path: str) -> Path:
         if not path.is_file():
             raise SpecError(f"SPEC: no file at {name_or_path!r}; the catalogue has: {', '.join(names())}")
         return path
-    raise unknown_name("experiment", name_or_path, names(), "SPEC")
+    raise SpecError(f"SPEC: {unknown_name('experiment', name_or_path, names())}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -117,27 +117,17 @@ def _apply(content: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
+def _first_problem(error: ValidationError) -> str:
     details = error.errors(include_url=False)
     first, more = details[0], len(details) - 1
-    key = ".".join(str(part) for part in _spec_keys(first["loc"], content)) or "the spec"
+    key = ".".join(str(part) for part in _spec_keys(first["loc"])) or "the spec"
     rest = f" (and {more} more)" if more else ""
     return f"{key}: {_explain(first)}{rest}"
 
 
-def _spec_keys(loc: tuple[int | str, ...], content: Any) -> list[int | str]:
-    """The location without the tags that pydantic puts in for the variants of a union."""
-    keys: list[int | str] = []
-    node = content
-    for part in loc:
-        if isinstance(node, dict) and part not in node and part in ("grid", "trace"):
-            continue
-        keys.append(part)
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    return keys
+def _spec_keys(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location as the user knows it: pydantic puts the kind of workload in, a variant of a union."""
+    return loc[:1] + loc[2:] if loc[:1] == ("workload",) else loc
 
 
 def _explain(problem: ErrorDetails) -> str:
@@ -146,7 +136,7 @@ def _explain(problem: ErrorDetails) -> str:
     match problem["type"]:
         case "extra_forbidden":
             allowed = _fields_at(problem["loc"][:-1])
-            return str(unknown_name("key", problem["loc"][-1], allowed, "").args[0]).removeprefix(": ")
+            return unknown_name("key", problem["loc"][-1], allowed)
         case "missing":
             return "this key is needed"
         case "value_error":

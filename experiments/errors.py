@@ -14,16 +14,15 @@ class SpecError(UserError):
     """An experiment, a workload or an override that does not say what can be run."""
 
 
-def unknown_name(kind: str, value: object, allowed: Iterable[str], key: str) -> SpecError:
-    """The error for a name outside a vocabulary.
+def unknown_name(kind: str, value: object, allowed: Iterable[object]) -> str:
+    """What to say of a name outside a vocabulary.
 
     Args:
         kind: What the name stands for ("split", "schedule").
         value: What the user wrote.
         allowed: Every name that would have been understood.
-        key: The key of the spec to change.
     """
-    names = sorted(allowed)
+    names = sorted(str(name) for name in allowed)
     near = get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return SpecError(f"{key}: unknown {kind} {value!r}{hint}; allowed: {', '.join(names)}")
+    return f"unknown {kind} {value!r}{hint}; allowed: {', '.join(names)}"

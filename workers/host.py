@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from workers.messages import Answer, RankFault, Request
+from workers.messages import Answer, Ping, Request
 
 PRELOAD = ["torch", "torch.distributed", "workers.rank"]
 
@@ -39,8 +39,12 @@ class RankHost:
         self._stacks = Path(tempfile.mkstemp(prefix="cplab-stacks-")[1])
         self._asking = threading.Lock()
 
-    def launch(self, import_paths: Sequence[str] = ()) -> int:
-        """A fresh rank process in place of the last one; its pid. `import_paths`: where a user's schedule may be found."""
+    def launch(self, import_paths: Sequence[str] = (), timeout_s: float = 60) -> int:
+        """A fresh rank process in place of the last one; its pid, once it listens. `import_paths`: where a user's schedule may be found.
+
+        Raises:
+            RankLostError: It did not come up in `timeout_s`.
+        """
         self.kill()
         self._context.set_forkserver_preload(PRELOAD)
         ours, theirs = self._context.Pipe()
@@ -52,6 +56,10 @@ class RankHost:
         theirs.close()
         self._connection = ours
         assert self._process.pid is not None
+        if self._connection not in wait([self._connection, self._process.sentinel], timeout_s):
+            self.kill()
+            raise RankLostError(f"the rank process did not come up within {timeout_s:g} s")
+        self._connection.recv()  # its Pong: the stack handler is in place
         return self._process.pid
 
     def ask(self, request: Request, timeout_s: float) -> Answer:
@@ -123,6 +131,7 @@ def _serve(connection: Connection, stacks: str, import_paths: tuple[str, ...]) -
     from workers.rank import CPRank
 
     rank = CPRank()
+    connection.send(rank.answer(Ping()))
     while True:
         try:
             request = connection.recv()
@@ -176,5 +185,3 @@ def _without_main_module() -> Iterator[None]:
                 main.__file__ = file
             main.__spec__ = spec
 
-
-__all__ = ["RankFault", "RankHost", "RankLostError"]

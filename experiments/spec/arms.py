@@ -27,7 +27,7 @@ class ArmSpec(BaseModel):
     def _schedule_is_known(cls, value: str) -> str:
         if value in set(Schedule) or _USER_SCHEDULE.fullmatch(value):
             return value
-        raise unknown_name("schedule", value, [*Schedule, "module:function"], "arms.<arm>.schedule")
+        raise ValueError(unknown_name("schedule", value, [*Schedule, "module:function"]))
 
     @property
     def is_user_schedule(self) -> bool:

@@ -75,8 +75,8 @@ def dims_by_name(name: str) -> DimsSpec:
     """The preset of that name.
 
     Raises:
-        SpecError: No preset has it.
+        ValueError: No preset has it.
     """
     if name not in PRESETS:
-        raise unknown_name("dims preset", name, PRESETS, "dims")
+        raise ValueError(unknown_name("dims preset", name, PRESETS))
     return PRESETS[name]

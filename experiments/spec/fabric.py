@@ -57,8 +57,8 @@ def fabric_by_name(name: str) -> FabricSpec:
     """The preset of that name.
 
     Raises:
-        SpecError: No preset has it; a link model of one's own is a mapping with kind, bandwidth_mbps and latency_us.
+        ValueError: No preset has it; a link model of one's own is a mapping with kind, bandwidth_mbps and latency_us.
     """
     if name not in PRESETS:
-        raise unknown_name("fabric", name, PRESETS, "cells.fabric")
+        raise ValueError(unknown_name("fabric", name, PRESETS))
     return PRESETS[name]

@@ -41,6 +41,15 @@ class PrefixCache:
     def __contains__(self, block_id: int) -> bool:
         return block_id in self._blocks
 
+    def leading_blocks(self, block_ids: Seq[int]) -> int:
+        """How many of the chain's leading blocks are cached, each after the one before it."""
+        before: int | None = None
+        for count, block_id in enumerate(block_ids):
+            if block_id not in self._blocks or self._blocks[block_id] != before:
+                return count
+            before = block_id
+        return len(block_ids)
+
     def hit_blocks(self, prompt_tokens: int, block_ids: Seq[int]) -> int:
         """How many leading blocks of the prompt are cached and may be reused.
 
@@ -48,14 +57,7 @@ class PrefixCache:
         is cached to its last token computes its last block again (as engines with paged caches do).
         """
         reusable = (prompt_tokens - 1) // self.block_tokens
-        hits = 0
-        before: int | None = None
-        for block_id in block_ids[:reusable]:
-            if block_id not in self._blocks or self._blocks[block_id] != before:
-                break
-            before = block_id
-            hits += 1
-        return hits
+        return self.leading_blocks(block_ids[:reusable])
 
     def insert(self, prompt_tokens: int, block_ids: Seq[int]) -> None:
         """Keeps the prompt's full blocks, as its prefill leaves them, and marks them as just used."""

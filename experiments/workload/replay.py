@@ -64,19 +64,19 @@ class TraceWorkload(BaseModel):
     kind: Literal["trace"] = "trace"
     trace: str | None = None
     """Path of a JSONL or CSV trace. None describes a replay that cannot run yet: the user brings the trace."""
-    requests: int | None = Field(None, ge=1, strict=True)
+    requests: int | None = Field(default=None, ge=1, strict=True)
     """At most this many, from the file's start; None: all."""
-    chunk_tokens: int = Field(16384, ge=1, strict=True)
+    chunk_tokens: int = Field(default=16384, ge=1, strict=True)
     """Chunked prefill: the most new tokens of one sequence in a step."""
-    step_tokens: int = Field(16384, ge=1, strict=True)
+    step_tokens: int = Field(default=16384, ge=1, strict=True)
     """Budget: the most new tokens of a step, all its sequences together. At least `chunk_tokens`."""
-    max_sequences: int = Field(1, ge=1, strict=True)
+    max_sequences: int = Field(default=1, ge=1, strict=True)
     """The most sequences in a step."""
-    cache_blocks: int | None = Field(None, ge=0, strict=True)
+    cache_blocks: int | None = Field(default=None, ge=0, strict=True)
     """Blocks that the prefix cache holds; None has no bound, 0 is no cache."""
-    block_tokens: int = Field(TRACE_BLOCK_TOKENS, ge=1, strict=True)
+    block_tokens: int = Field(default=TRACE_BLOCK_TOKENS, ge=1, strict=True)
     """Prompt tokens that one block id of the trace covers."""
-    max_prompt_tokens: int | None = Field(None, ge=1, strict=True)
+    max_prompt_tokens: int | None = Field(default=None, ge=1, strict=True)
     """A stated cap: when the longest prompt replayed exceeds it, prompts, hits, chunk and budget are all scaled by cap / longest,
     so that the load keeps its shape."""
 
@@ -84,8 +84,8 @@ class TraceWorkload(BaseModel):
     def _a_chunk_fits_a_step(self) -> Self:
         if self.step_tokens < self.chunk_tokens:
             raise SpecError(
-                f"workload.step_tokens: {self.step_tokens} is below workload.chunk_tokens, {self.chunk_tokens}, so no chunk could be"
-                " whole; raise step_tokens or lower chunk_tokens"
+                f"workload.step_tokens: {self.step_tokens} is below workload.chunk_tokens, {self.chunk_tokens}, so no chunk could"
+                " be whole; raise step_tokens or lower chunk_tokens"
             )
         return self
 
@@ -156,7 +156,8 @@ def hit_cache(requests: Seq[Request], cache: PrefixCache) -> list[Prefill]:
         ids = request.block_ids or ()
         hits = cache.hit_blocks(request.input_tokens, ids)
         waits_for = max((computed_by[block_id] for block_id in ids[:hits]), default=None)
-        computed_by.update(dict.fromkeys(ids[hits:], index))
+        # Not ids[hits:]: a block that is cached and computed again, for want of another token to compute, is there already.
+        computed_by.update(dict.fromkeys(ids[cache.leading_blocks(ids) :], index))
         cache.insert(request.input_tokens, ids)
         prefills.append(Prefill(request.input_tokens, hits * cache.block_tokens, waits_for))
     return prefills

@@ -50,8 +50,8 @@ class _BadLineError(Exception):
 def read_trace(path: Path | str, limit: int | None = None, block_tokens: int = TRACE_BLOCK_TOKENS) -> list[Request]:
     """The first `limit` (at least 1; None: all) requests of the file, sorted by arrival; equal arrivals keep the file's order.
 
-    The suffix says which form it is (.jsonl, .ndjson, .json, .csv); under any other, the first line does. Blank lines are skipped,
-    and lines after the last request wanted are not looked at.
+    The suffix says which form it is (.jsonl, .ndjson, .json, .csv); under any other, the first line does. Blank lines are
+    skipped, and lines after the last request wanted are not looked at.
 
     Args:
         path: The trace.
@@ -175,7 +175,7 @@ class _CsvLines:
     def parse(self, line: str) -> Request | None:
         """The row's request; None for the header."""
         try:
-            values = [value.strip() for value in next(csv.reader([line], strict=True))]
+            values = [value.strip() for value in next(csv.reader([line], strict=True, skipinitialspace=True))]
         except (csv.Error, StopIteration) as error:
             raise _BadLineError(f"not CSV ({error}): {_shown(line)}") from None
         if not self._columns:

@@ -121,12 +121,15 @@ def _make_database(uri: str, artifacts: Path) -> None:
     path = _sqlite_path(uri)
     if path is None:
         if uri.startswith("file:") or "://" not in uri:
-            raise TrackingError(f"MLFLOW_TRACKING_URI: {uri!r} is a folder; MLflow keeps runs in databases: use sqlite:////path/mlflow.db")
-        engine = sqlalchemy.create_engine(uri)
+            raise TrackingError(
+                f"MLFLOW_TRACKING_URI: {uri!r} is a folder; MLflow keeps runs in databases: use sqlite:////path/mlflow.db"
+            )
+        try:
+            engine = sqlalchemy.create_engine(uri)
+        except ImportError as error:
+            raise TrackingError(shown(f"MLflow at {uri}: its database needs a driver: {error}")) from None
         try:
             engine.connect().close()
-        except ImportError as error:
-            raise TrackingError(shown(f"MLflow at {uri}: {error}")) from None
         finally:
             engine.dispose()
         return

@@ -1,6 +1,6 @@
 """How long publishing takes: 20 cells, 2 arms, 5 launches, 16 pairs a launch. Run by hand; nothing here is collected as a test.
 
-    python tests/benchmarks/bench_tracking.py [--http] [--cells 20]
+python tests/benchmarks/bench_tracking.py [--http] [--cells 20]
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from service.store.home import TRACKING_ENV_VAR  # noqa: E402
+from service.judge.results import SweepResult  # noqa: E402
+from service.store.home import TRACKING_ENV_VAR, Home  # noqa: E402
 from service.store.mlflow_store import configure_mlflow, open_store  # noqa: E402
+from service.store.records import Records  # noqa: E402
 from service.store.tracking import publish  # noqa: E402
 from tests.service.synthetic import home_in, make_spec, make_sweep  # noqa: E402
 
@@ -43,7 +45,8 @@ def _bench(folder: Path, num_cells: int, is_http: bool) -> None:
     spec = make_spec(num_cells, measurement=plan)
     started = time.monotonic()
     sweeps = [(sweep_id, *make_sweep(home, spec, sweep_id)) for sweep_id in ("bench-1", "bench-2", "bench-3")]
-    print(f"{num_cells} cells, {sum(len(cell.arms) for cell in sweeps[0][2].cells)} arm runs; made in {time.monotonic() - started:.1f} s")
+    num_runs = sum(len(cell.arms) for cell in sweeps[0][2].cells)
+    print(f"{num_cells} cells, {num_runs} arm runs; made in {time.monotonic() - started:.1f} s")
     configure_mlflow()
     started = time.monotonic()
     import mlflow.tracking  # noqa: F401
@@ -60,7 +63,7 @@ def _bench(folder: Path, num_cells: int, is_http: bool) -> None:
         _time_publishing(home, sweeps)
 
 
-def _time_publishing(home, sweeps) -> None:  # type: ignore[no-untyped-def]
+def _time_publishing(home: Home, sweeps: list[tuple[str, Records, SweepResult]]) -> None:
     for sweep_id, records, result in sweeps:
         done = publish(records, sweep_id, result, home)
         print(f"publish {sweep_id}: {done.num_runs_created} runs made      {done.seconds:6.2f} s")
@@ -76,11 +79,15 @@ def _server(folder: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     started = time.monotonic()
     log = (folder / "server.log").open("w")
+    artifacts = str(folder / "server-artifacts")
+    store = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", artifacts]
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-         "--artifacts-destination", str(folder / "server-artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
     try:
         uri = f"http://127.0.0.1:{port}"
         while True:

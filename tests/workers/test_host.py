@@ -1,0 +1,96 @@
+"""The owner of a rank always answers: whatever becomes of the rank is a named failure, never a hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workers.host import RankHost, RankLostError
+from workers.messages import Ping, Pong, RankFault, RunBlock
+
+
+@pytest.fixture
+def host():
+    host = RankHost()
+    host.launch()
+    yield host
+    host.close()
+
+
+def test_a_rank_lives_in_a_process_of_its_own(host):
+    answer = host.ask(Ping(), 30)
+    assert isinstance(answer, Pong)
+    assert answer.pid != os.getpid()
+
+
+def test_a_launch_is_a_new_process(host):
+    first = host.ask(Ping(), 30).pid
+    host.launch()
+    second = host.ask(Ping(), 30).pid
+    assert first != second
+    assert not psutil.pid_exists(first)
+
+
+def test_a_rank_answers_its_own_mistakes(host):
+    answer = host.ask(RunBlock(()), 30)
+    assert isinstance(answer, RankFault)
+    assert answer.kind == "rank"
+    assert "AssertionError" in answer.message
+    assert isinstance(host.ask(Ping(), 30), Pong)
+
+
+def test_a_killed_rank_is_named(host):
+    pid = host.ask(Ping(), 30).pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RankLostError, match=f"{pid} was killed by SIGKILL"):
+        host.ask(Ping(), 30)
+
+
+def test_a_frozen_rank_runs_out_of_time_and_can_be_ended(host):
+    pid = host.ask(Ping(), 30).pid
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(RankLostError, match="no answer to Ping within 0.5 s"):
+        host.ask(Ping(), 0.5)
+    assert time.monotonic() - began < 10
+    assert host.stack(0.2) == ""
+    host.kill()
+    assert not psutil.pid_exists(pid)
+    host.launch()
+    assert isinstance(host.ask(Ping(), 30), Pong)
+
+
+def test_a_living_rank_shows_its_stack(host):
+    assert "recv" in host.stack(3)
+
+
+def test_nothing_launched_is_said(host):
+    host.kill()
+    with pytest.raises(RankLostError, match="no rank process"):
+        host.ask(Ping(), 1)
+
+
+def test_a_rank_dies_with_its_owner(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from workers.host import RankHost\n"
+        "from workers.messages import Ping\n"
+        "host = RankHost(); host.launch(); print(host.ask(Ping(), 60).pid, flush=True); time.sleep(60)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    owner = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True)
+    pid = int(owner.stdout.readline())
+    assert psutil.pid_exists(pid)
+    owner.kill()
+    owner.wait()
+    deadline = time.monotonic() + 15
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
