@@ -84,8 +84,7 @@ def _confine_paths(content: dict[str, Any], path: Path) -> None:
     folder = path.parent.resolve()
     for section, key in PATH_KEYS:
         part = content.get(section)
-        value = part.get(key) if isinstance(part, dict) else None
-        if not isinstance(value, str):
+        if not isinstance(part, dict) or not isinstance(value := part.get(key), str):
             continue
         target = (folder / value).resolve()
         if not target.is_relative_to(folder):

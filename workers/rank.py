@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from experiments.errors import UserError
 from experiments.spec.cell import KEY_BYTES
@@ -44,7 +44,7 @@ class CPRank:
     """See the module. `answer` never raises: what goes wrong is an answer too."""
 
     def __init__(self) -> None:
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._joined: JoinGroup | None = None
         self._transport: CollectiveTransport | None = None
         self._lanes: Lanes | None = None

@@ -8,13 +8,12 @@ Legend: T rows on this rank, S step tokens, K top-k.
 
 from __future__ import annotations
 
-import torch
-
 from experiments.names import Device, Scope
 from experiments.spec.measurement import VerifySpec
 from workers.digest import digest
 from workers.fabrics.exchange import ScheduleError
 from workers.fabrics.process_group import ProcessGroupFabric
+from workers.indexer.gates import check_topk_structure
 from workers.messages import Fault, Variant, VerifyReport
 from workers.oracle import ReferenceReport, check_against_references
 from workers.prepared_cell import Outcome, PreparedCell
@@ -112,8 +111,9 @@ class _Check:
         self._keys[step, index] = digest_keys(cell, step)
         self._topk[step, index] = digest(topk)
         self.key_digests += [correct.k, self._keys[step, index]]
-        if problem := selection_problem(topk, cell.visible_keys(step), cell.cell.dims.topk):
-            self.faults.append(Fault("*", "top-k", f"step {step}, input {index}: {problem}"))
+        form = check_topk_structure(topk, cell.visible_keys(step), cell.cell.dims.topk)
+        if not form.ok:
+            self.faults.append(Fault("*", "top-k", f"step {step}, input {index}: {form.detail}"))
         self.num_checks += 1
 
     def arm(self, arm: str, step: int, index: int) -> None:
@@ -151,28 +151,3 @@ def digest_keys(cell: PreparedCell, step: int) -> int:
     """Digest of the quantised index keys in a step's cache, fp8 and scale."""
     cache = cell.stored_cache(step)
     return digest(cache.values_ND) ^ digest(cache.scale_N)
-
-
-def selection_problem(topk_TK: torch.Tensor, visible_T: torch.Tensor, topk: int) -> str | None:
-    """What is wrong with the shape of a selection, over all rows: min(visible, K) distinct visible positions, then -1.
-
-    A row that sees at most K keys must have selected all of them, so an off-by-one in `ke` shows here without any score.
-    """
-    wanted_T = visible_T.clamp_max(topk)
-    is_chosen_TK = topk_TK >= 0
-    rank_K = torch.arange(topk_TK.shape[1])
-    if bad := _first_row((is_chosen_TK != (rank_K < wanted_T[:, None])).any(1)):
-        row = bad - 1
-        return f"row {row} selects {int(is_chosen_TK[row].sum())} keys of {int(visible_T[row])} visible, expected {int(wanted_T[row])} before the pads"
-    if bad := _first_row((topk_TK >= visible_T[:, None]).any(1)):
-        return f"row {bad - 1} selects position {int(topk_TK[bad - 1].max())}, sees {int(visible_T[bad - 1])} keys"
-    ordered_TK = topk_TK.sort(1).values
-    twice_T = ((ordered_TK[:, 1:] == ordered_TK[:, :-1]) & (ordered_TK[:, 1:] >= 0)).any(1)
-    if bad := _first_row(twice_T):
-        return f"row {bad - 1} selects a key twice"
-    return None
-
-
-def _first_row(is_bad_T: torch.Tensor) -> int:
-    """1 + the first bad row; 0 when all are good."""
-    return int(is_bad_T.nonzero()[0]) + 1 if bool(is_bad_T.any()) else 0

@@ -54,9 +54,10 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Readable and unique inside a sweep of one scope, regime and dims."""
+        """Readable, and unique inside a sweep; the usual scope is left out."""
         simulated = "simulated-" if self.device is Device.SIMULATED else ""
-        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}"
+        scope = f"-{self.scope}" if self.scope is not Scope.QK else ""
+        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}"
 
     @property
     def new_tokens(self) -> int:

@@ -229,6 +229,16 @@ class Records:
         rows = self._db.execute("SELECT * FROM launch WHERE sweep_id=? ORDER BY cp_size, launch", (sweep_id,))
         return [{**dict(row), "ranks": json.loads(row["ranks"])} for row in rows]
 
+    def cell_spans(self, sweep_id: str) -> dict[str, tuple[float, float]]:
+        """cell_id -> start of its first block and end of its last, seconds since the epoch; cells without a block are absent.
+
+        A cell's blocks are spread over launches, so the spans of two cells overlap.
+        """
+        rows = self._db.execute(
+            "SELECT cell_id, MIN(started_s), MAX(started_s + wall_us / 1e6) FROM block WHERE sweep_id=? GROUP BY cell_id", (sweep_id,)
+        )
+        return {cell_id: (start_s, end_s) for cell_id, start_s, end_s in rows}
+
     def cells(self, sweep_id: str) -> list[CellRecord]:
         """Every cell of a sweep with all that was measured of it."""
         rows = self._db.execute("SELECT * FROM cell WHERE sweep_id=? ORDER BY position", (sweep_id,)).fetchall()

@@ -34,7 +34,6 @@ from service.store.note import full_table
 from service.store.parquet import arm_trials, write_samples
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, PlannedRun, plan_runs
 from service.store.records import Records
-from service.store.spans import cell_spans
 
 __all__ = ["Published", "TrackingError", "publish"]
 
@@ -77,7 +76,7 @@ def publish(records: Records, sweep_id: str, result: SweepResult, home: Home) ->
     uri = home.tracking_uri
     try:
         spec = ExperimentSpec.model_validate(row["spec"])
-        runs = plan_runs(row, spec, result, cell_spans(home.records, sweep_id))
+        runs = plan_runs(row, spec, result, records.cell_spans(sweep_id))
         write_artifacts = _artifact_writer(row, spec, result, records)
         with filelock.FileLock(lock_path(home), LOCK_TIMEOUT_S):
             store = open_store(home, spec.suite)

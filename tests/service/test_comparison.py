@@ -8,7 +8,7 @@ from experiments.names import Verdict
 from service.judge.comparison import compare, launch_log_ratios
 from service.judge.samples import reduce_trials
 from service.judge.verdict import judge
-from tests.service.synthetic import trials
+from tests.service.planted import trials
 
 
 def compared(times, arms=1, **noise):

@@ -32,7 +32,6 @@ from service.store.note import MAX_NOTE_BYTES, full_table, note
 from service.store.parquet import TIME_COLUMNS, arm_trials
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, plan_runs
 from service.store.records import Records
-from service.store.spans import cell_spans
 from service.store.tracking import TrackingError, publish
 from tests.service.synthetic import ENVIRONMENT, home_in, make_spec, make_sweep
 
@@ -227,7 +226,7 @@ def test_times_are_those_of_the_measurement(home: Home) -> None:
     row = records.sweep(result.sweep_id)
     time.sleep(0.05)
     publish(records, result.sweep_id, result, home)
-    spans = cell_spans(home.records, result.sweep_id)
+    spans = records.cell_spans(result.sweep_id)
     for run in by_key(home).values():
         start_s, end_s = spans.get(run.data.tags["cell_id"], (row["started_s"], row["ended_s"]))
         assert (run.info.start_time, run.info.end_time) == (round(start_s * 1000), round(end_s * 1000))

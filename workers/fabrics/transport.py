@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 
 class CollectiveTransport:
@@ -46,15 +47,15 @@ class CollectiveTransport:
             dist.barrier(group=self._group)
 
 
-def rendezvous(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, int]:
+def rendezvous(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> tuple[TCPStore, int]:
     """The store of a group, and its port. Rank 0 binds port 0 (the system picks a free one: no probe-then-bind race)."""
-    store = dist.TCPStore(
+    store = TCPStore(
         host, port, world_size=None, is_master=rank == 0, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
     )
     return store, store.port
 
 
-def open_group(store: dist.TCPStore, rank: int, world_size: int, backend: str, timeout_s: float) -> dist.ProcessGroup | None:
+def open_group(store: TCPStore, rank: int, world_size: int, backend: str, timeout_s: float) -> dist.ProcessGroup | None:
     """The communicator of all ranks; every collective on it ends within `timeout_s`."""
     if world_size == 1:
         return None

@@ -7,6 +7,8 @@ R q_lora rank.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -19,7 +21,8 @@ NORM_EPS = 1e-6
 
 def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """bf16 [T, in] by bf16 [out, in] to bf16 [T, out]."""
-    return F.linear(x, weight)
+    out: torch.Tensor = F.linear(x, weight)
+    return out
 
 
 def norm_k(k_TD: torch.Tensor, weight_D: torch.Tensor, bias_D: torch.Tensor) -> torch.Tensor:
@@ -43,7 +46,7 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
         torch.sub(pairs[:, :, 0], pairs[:, :, 1], out=out[:, :, 1])
         y = out
         stride *= 2
-    return (y.reshape(x.shape) * size**-0.5).to(x.dtype)
+    return (y.reshape(x.shape) / math.sqrt(size)).to(x.dtype)
 
 
 def quantise_q(q_THD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +78,7 @@ def quantise_k(k_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def head_gates(x_TX: torch.Tensor, weights_proj_HX: torch.Tensor, q_scale_TH: torch.Tensor, head_dim: int) -> torch.Tensor:
     """fp32 [T, H]: the head's weight x H^-0.5 x q's scale x D^-0.5; the projection is bf16 in, fp32 out."""
     gates_TH = x_TX.float() @ weights_proj_HX.float().T
-    return gates_TH * weights_proj_HX.shape[0] ** -0.5 * q_scale_TH * head_dim**-0.5
+    return gates_TH / math.sqrt(weights_proj_HX.shape[0]) * q_scale_TH / math.sqrt(head_dim)
 
 
 def mqa_logits(

@@ -6,6 +6,7 @@ Legend: H heads, D head dim, X hidden, R q_lora rank.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def seeded_weights(dims: DimsSpec, seed: int) -> IndexerWeights:
     generator = torch.Generator().manual_seed(seed)
 
     def linear(out_features: int, in_features: int) -> torch.Tensor:
-        return (torch.randn(out_features, in_features, generator=generator) * in_features**-0.5).bfloat16()
+        return (torch.randn(out_features, in_features, generator=generator) / math.sqrt(in_features)).bfloat16()
 
     return IndexerWeights(
         wq_b=linear(dims.num_heads * dims.head_dim, dims.q_lora_rank),

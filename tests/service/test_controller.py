@@ -1,0 +1,214 @@
+"""The controller takes a sweep step by step, without a cluster: order, failures, what is told to whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from experiments import catalogue
+from service.run.controller import Action, Controller, Decision, Observer, plan_tasks
+from service.run.orders import arms_with_serial, block_of, control_variants, warm_up_of
+from service.run.rank_group import GroupLostError
+from workers.messages import (
+    BlockReport,
+    Fault,
+    PrepareCell,
+    Prepared,
+    RankFault,
+    RunBlock,
+    TrialRow,
+    VerifyCell,
+    VerifyReport,
+)
+
+
+class FakeGroup:
+    """Two ranks that answer at once, and fail when told to."""
+
+    shares_clock = True
+
+    def __init__(self, script):
+        self.script, self.launches, self.is_closed, self.seen = script, 0, False, []
+
+    def launch(self, *_):
+        self.launches += 1
+        if error := self.script.get("launch"):
+            raise error
+
+    def ask(self, request, timeout_s):
+        assert not self.is_closed
+        self.seen.append(request)
+        answer = self.script.get(type(request))
+        if callable(answer):
+            answer = answer(request)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is not None:
+            return answer
+        match request:
+            case PrepareCell():
+                return [Prepared(rank, 8, (2048,), "fake") for rank in range(2)]
+            case VerifyCell():
+                return [VerifyReport(rank, (), (1, 2), 3) for rank in range(2)]
+            case RunBlock():
+                rows = tuple(TrialRow(o.variant, o.row, o.step, 1.0, 0.0, 0.0, None, None, None, None) for o in request.orders)
+                return [BlockReport(rank, rows, (), 1.0) for rank in range(2)]
+        raise AssertionError(request)
+
+    def kill_ranks(self):
+        pass
+
+    def rank_map(self):
+        return []
+
+    def close(self):
+        self.is_closed = True
+
+
+class Watcher(Observer):
+    def __init__(self):
+        self.events = []
+
+    def launched(self, task, group, launch_s):
+        self.events.append(("launched", task))
+
+    def measured(self, task, kind, reports, wall_us, shares_clock):
+        self.events.append(("measured", task, kind))
+
+    def invalid(self, task, faults):
+        self.events.append(("invalid", task, faults))
+
+
+def controller(script=None, overrides=(), policy=None):
+    spec = catalogue.load("quickstart", ["measurement.launches=3", *overrides])
+    groups = []
+
+    def make_group(cp_size):
+        groups.append(FakeGroup(script or {}))
+        return groups[-1]
+
+    watcher = Watcher()
+    made = Controller(spec, spec.expand().cells, make_group, [watcher], policy)
+    return made, watcher, groups
+
+
+def test_a_sweep_visits_every_cell_in_every_launch():
+    made, watcher, groups = controller()
+    made.run()
+    measured = Counter((e[1].cell.cell_id, e[1].launch, e[2]) for e in watcher.events if e[0] == "measured")
+    assert len(measured) == 4 * 3 * 2
+    assert set(measured.values()) == {1, 2}
+    assert groups[0].launches == 3
+    assert groups[0].is_closed
+    assert made.failure == ""
+
+
+def test_launches_alternate_the_order_of_cells():
+    spec = catalogue.load("quickstart")
+    cells = spec.expand().cells
+    order = [[t.cell.cell_id for t in plan_tasks(cells, spec) if t.action is Action.PREPARE and t.launch == launch] for launch in (0, 1)]
+    assert order[0] == order[1][::-1]
+
+
+def test_only_the_first_launch_of_a_cell_is_checked_deeply():
+    made, _, groups = controller()
+    made.run()
+    deep = [r.deep for r in groups[0].seen if isinstance(r, VerifyCell)]
+    assert sum(deep) == 4
+    assert len(deep) == 4 * 3 * 2
+
+
+def test_each_cp_size_has_its_own_group():
+    made, _, groups = controller(overrides=["cells.cp_size=[1,2]"])
+    made.run()
+    assert [g.launches for g in groups] == [3, 3]
+    assert all(g.is_closed for g in groups)
+
+
+def test_a_faulty_cell_is_invalid_and_measured_no_further():
+    bad = [VerifyReport(0, (Fault("overlapped", "bits", "k differs"),), (1,), 3), VerifyReport(1, (), (1,), 3)]
+    made, watcher, _ = controller({VerifyCell: bad})
+    made.run()
+    assert [e[0] for e in watcher.events if e[0] != "launched"] == ["invalid"] * 4
+    assert made.failure == ""
+
+
+@pytest.mark.parametrize(
+    ("reports", "says"),
+    [
+        ([VerifyReport(0, (), (1,), 3), VerifyReport(1, (), (2,), 3)], "same index keys"),
+        ([VerifyReport(0, (), (1,), 3), VerifyReport(1, (), (1,), 0)], "made no check"),
+    ],
+)
+def test_ranks_that_disagree_make_a_cell_invalid(reports, says):
+    made, watcher, _ = controller({VerifyCell: reports})
+    made.run()
+    assert says in next(e[2][0].detail for e in watcher.events if e[0] == "invalid")
+
+
+def test_an_arm_that_breaks_costs_its_cell_and_new_ranks_go_on():
+    calls = []
+
+    def verify(request):
+        calls.append(request)
+        return GroupLostError("rank 0: boom", fault=RankFault("schedule", "boom", "", "overlapped")) if len(calls) == 1 else None
+
+    made, watcher, groups = controller({VerifyCell: verify})
+    made.run()
+    invalid = [e for e in watcher.events if e[0] == "invalid"]
+    assert len(invalid) == 1
+    assert invalid[0][2][0].arm == "overlapped"
+    assert groups[0].launches == 4
+    assert {e[1].cell.cell_id for e in watcher.events if e[0] == "measured"} == {
+        c.cell_id for c in catalogue.load("quickstart").expand().cells
+    } - {invalid[0][1].cell.cell_id}
+
+
+def test_a_lost_rank_stops_the_sweep_and_says_why():
+    made, _, groups = controller({RunBlock: GroupLostError("rank 1 on h2: killed by SIGKILL", evidence="rank 0:\nstack")})
+    made.run()
+    made.close()
+    assert made.is_done
+    assert made.failure.startswith("rank 1 on h2")
+    assert "stack" in made.failure
+    assert groups[0].is_closed
+
+
+def test_the_policy_decides():
+    class GiveUp:
+        def decide(self, failure, task):
+            return Decision.GIVE_UP_CELL
+
+    made, watcher, groups = controller({RunBlock: GroupLostError("rank 1 died")}, policy=GiveUp())
+    made.run()
+    assert made.failure == ""
+    assert len([e for e in watcher.events if e[0] == "invalid"]) == 4
+
+
+def test_an_emulated_link_needs_one_clock():
+    made, watcher, _ = controller()
+    FakeGroup.shares_clock = False
+    try:
+        made.run()
+    finally:
+        FakeGroup.shares_clock = True
+    invalid = [e for e in watcher.events if e[0] == "invalid"]
+    assert {e[1].cell.is_emulated for e in invalid} == {True}
+    assert "share no clock" in invalid[0][2][0].detail
+
+
+def test_controls_of_a_spec_without_serial_bring_one_along():
+    spec = catalogue.load("quickstart", ["arms.baseline.schedule=overlap_rotate"])
+    assert "_serial" in arms_with_serial(spec.arms)
+    assert {"_serial", "_serial/prefilled", "_serial/gather_alone", "baseline/zero_byte"} <= set(control_variants(spec.arms))
+    usual = control_variants(catalogue.load("quickstart").arms)
+    assert usual == ["baseline/prefilled", "overlapped/prefilled", "overlapped/zero_byte", "baseline/gather_alone"]
+
+
+def test_blocks_are_balanced_reproducible_and_never_alike():
+    block = block_of(["a", "b", "c"], 6, 2, "cell", 1)
+    assert block == block_of(["a", "b", "c"], 6, 2, "cell", 1)
+    assert block != block_of(["a", "b", "c"], 6, 2, "cell", 2)
+    assert Counter((o.variant, o.step) for o in block.orders) == {(v, s): 6 for v in "abc" for s in (0, 1)}
+    assert len(warm_up_of(["a", "b"], 3, 1, 0).orders) == 6
