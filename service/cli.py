@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -78,6 +77,7 @@ def run(
         return _plan(experiment)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json: no folder at {str(json_file.absolute().parent)!r}")
+    from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import SweepKilledError, run_sweep
     from service.store.home import open_home
@@ -89,7 +89,7 @@ def run(
         _complain("killed", Exception(killed))
         return ExitCode.INFRASTRUCTURE
     if json_file is not None:
-        json_file.write_text(json.dumps(result.as_json(), indent=1, default=str))
+        json_file.write_text(result_json(result))
     print_result(result, experiment.measurement.confidence)
     _publish(home, result.sweep_id)
     return _exit_code(result)

@@ -184,4 +184,3 @@ def _without_main_module() -> Iterator[None]:
             if file is not None:
                 main.__file__ = file
             main.__spec__ = spec
-

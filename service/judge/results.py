@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -79,7 +79,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A whole sweep; `as_json` is what `--json` writes."""
+    """A whole sweep."""
 
     sweep_id: str
     experiment: str
@@ -92,9 +92,6 @@ class SweepResult:
     ended_at: str | None
     failure: str
     methodology_version: int = METHODOLOGY_VERSION
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -135,10 +132,9 @@ def _judge_arm(name: str, arm: ArmSpec, spec: ExperimentSpec, samples: Sequence[
     plan = spec.measurement
     own = [s for s in samples if s.kind == "arms" and s.variant == name]
     comparison = None if name == BASELINE_ARM else compare(samples, name, BASELINE_ARM, plan.confidence, len(spec.arms) - 1)
-    if record.faults:
-        judgement = Judgement(Verdict.INVALID, reason=record.faults[0].detail)
-    else:
-        judgement = judge(comparison, plan.indifference_pct)
+    judgement = (
+        Judgement(Verdict.INVALID, reason=record.faults[0].detail) if record.faults else judge(comparison, plan.indifference_pct)
+    )
     times = [s.max_us for s in own]
     gathers = [s.gather_us for s in own if s.gather_us is not None]
     latency = None

@@ -118,7 +118,7 @@ class RankGroup:
             done, pending = wait(pending, timeout_s + REPLY_GRACE_S, FIRST_COMPLETED)
             if not done:
                 self._give_up(
-                    [futures.index(f) for f in pending][0], f"gave no sign of life for {timeout_s + REPLY_GRACE_S:g} s", doing
+                    next(futures.index(f) for f in pending), f"gave no sign of life for {timeout_s + REPLY_GRACE_S:g} s", doing
                 )
             for future in done:
                 error = future.exception()

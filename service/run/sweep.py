@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from experiments.names import Device, SweepStatus
-from experiments.spec.experiment import ExperimentSpec, Expansion
+from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
 from service.judge.results import SweepResult, judge_cell
 from service.run.cluster import connect, refuse_if_too_small

@@ -235,7 +235,8 @@ class Records:
         A cell's blocks are spread over launches, so the spans of two cells overlap.
         """
         rows = self._db.execute(
-            "SELECT cell_id, MIN(started_s), MAX(started_s + wall_us / 1e6) FROM block WHERE sweep_id=? GROUP BY cell_id", (sweep_id,)
+            "SELECT cell_id, MIN(started_s), MAX(started_s + wall_us / 1e6) FROM block WHERE sweep_id=? GROUP BY cell_id",
+            (sweep_id,),
         )
         return {cell_id: (start_s, end_s) for cell_id, start_s, end_s in rows}
 

@@ -6,8 +6,6 @@ nothing else. A repeat keeps what is complete and makes the rest anew.
 
 from __future__ import annotations
 
-import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +17,7 @@ from typing import Any
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.judge.samples import Trial
+from service.report.json_report import json_text, result_json
 from service.store.home import Home
 from service.store.mlflow_store import (
     TrackingError,
@@ -184,7 +183,7 @@ def _artifact_writer(
 
     shared = {
         "spec.yaml": yaml.safe_dump(row["spec"], sort_keys=False),
-        "environment.json": json.dumps(_plain(result.environment), indent=1),
+        "environment.json": json_text(result.environment),
     }
     trials: dict[str, Sequence[Trial]] = {record.cell["cell_id"]: record.trials for record in records.cells(row["sweep_id"])}
 
@@ -197,17 +196,6 @@ def _artifact_writer(
             write_samples(folder / "samples.parquet", arm_trials(trials[run.cell_id], run.arm), about)
         else:
             (folder / "table.md").write_text(full_table(result, spec.measurement.confidence))
-            (folder / "result.json").write_text(json.dumps(_plain(result.as_json()), indent=1))
+            (folder / "result.json").write_text(result_json(result))
 
     return write
-
-
-def _plain(value: Any) -> Any:
-    """JSON that every reader takes: no NaN, no Infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -17,7 +18,7 @@ def test_every_treatment_takes_each_position_and_follows_every_other_equally_oft
     assert len(rows) == (count if count % 2 == 0 or count == 1 else 2 * count) or count == 1
     for position in range(count):
         assert len(set(Counter(row[position] for row in rows).values())) == 1
-    followers = Counter(pair for row in rows for pair in zip(row, row[1:], strict=False))
+    followers = Counter(pair for row in rows for pair in itertools.pairwise(row))
     assert len(followers) == count * (count - 1)
     assert len(set(followers.values())) <= 1
 

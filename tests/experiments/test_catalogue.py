@@ -31,7 +31,14 @@ def test_quickstart_has_both_links_and_both_splits():
 
 def test_overrides_reach_every_depth():
     spec = catalogue.load(
-        "quickstart", ["measurement.launches=7", "cells.cp_size=[1,2]", "arms.third.schedule=serial", "dims=glm_5", "cells.fabric=process_group"]
+        "quickstart",
+        [
+            "measurement.launches=7",
+            "cells.cp_size=[1,2]",
+            "arms.third.schedule=serial",
+            "dims=glm_5",
+            "cells.fabric=process_group",
+        ],
     )
     assert spec.measurement.launches == 7
     assert spec.cells.cp_size == (1, 2)
@@ -125,11 +132,34 @@ def test_paths_in_a_file_stay_in_its_folder(tmp_path, trace):
 
 
 keys = st.sampled_from(
-    ["dims", "cells.split", "cells.cp_size", "cells.fabric", "workload.new_tokens", "workload", "arms", "arms.x", "arms.x.schedule"]
-    + ["measurement", "measurement.launches", "verify", "placement.strategy", "seed", "weights.checkpoint", "device", "name", "simulation"]
+    [
+        "dims",
+        "cells.split",
+        "cells.cp_size",
+        "cells.fabric",
+        "workload.new_tokens",
+        "workload",
+        "arms",
+        "arms.x",
+        "arms.x.schedule",
+        "measurement",
+        "measurement.launches",
+        "verify",
+        "placement.strategy",
+        "seed",
+        "weights.checkpoint",
+        "device",
+        "name",
+        "simulation",
+    ]
 )
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(max_size=20) | st.sampled_from(["zigzag", "mini", "serial"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["zigzag", "mini", "serial"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -138,7 +168,9 @@ values = st.recursive(
 @settings(max_examples=400)
 @given(st.lists(st.tuples(keys, values), min_size=1, max_size=3))
 def test_whatever_is_set_is_a_spec_or_a_users_error(changes):
-    overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10))}" for key, value in changes]
+    overrides = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10))}" for key, value in changes
+    ]
     try:
         spec = catalogue.load("quickstart", overrides)
     except SpecError as error:

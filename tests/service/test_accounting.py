@@ -24,7 +24,9 @@ us = st.floats(0, 1e4, allow_nan=False)
 def test_the_account_adds_up(compute, window, gather, tax, contention, serial_compute):
     """T(a) = C_a + max(0, G - W) + tax + contention, whatever is planted."""
     total = compute + max(0.0, gather - window) + tax + contention
-    found = account(ArmTimes(total, compute, compute + tax, window), ArmTimes(serial_compute + gather, serial_compute, serial_compute, 0))
+    found = account(
+        ArmTimes(total, compute, compute + tax, window), ArmTimes(serial_compute + gather, serial_compute, serial_compute, 0)
+    )
     assert found.gather_us == pytest.approx(gather, abs=1e-6)
     assert found.contention_us == pytest.approx(contention, abs=1e-6)
     assert found.fork_join_tax_us == pytest.approx(tax, abs=1e-6)

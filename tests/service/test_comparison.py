@@ -81,7 +81,9 @@ def test_a_winner_needs_the_fastest_rank_too():
 def test_equal_arms_are_seldom_called_different(launch_noise):
     """1,000 comparisons of equal arms: at 5 % the interval excludes 1 about 50 times; 35 to 65 is 2 SE either side."""
     alarms = sum(
-        compared({"baseline": 100.0, "arm": 100.0}, blocks=1, rows=4, noise=0.05, launch_noise=launch_noise, seed=seed).ratio.excludes(1)
+        compared(
+            {"baseline": 100.0, "arm": 100.0}, blocks=1, rows=4, noise=0.05, launch_noise=launch_noise, seed=seed
+        ).ratio.excludes(1)
         for seed in range(1000)
     )
     assert 32 <= alarms <= 70
@@ -90,6 +92,8 @@ def test_equal_arms_are_seldom_called_different(launch_noise):
 def test_arms_share_the_error():
     alarms = 0
     for seed in range(400):
-        samples = reduce_trials(trials({"baseline": 100.0, "a": 100.0, "b": 100.0, "c": 100.0}, blocks=1, rows=4, launch_noise=0.02, seed=seed))
+        samples = reduce_trials(
+            trials({"baseline": 100.0, "a": 100.0, "b": 100.0, "c": 100.0}, blocks=1, rows=4, launch_noise=0.02, seed=seed)
+        )
         alarms += any(compare(samples, arm, "baseline", 0.95, 3).ratio.excludes(1) for arm in "abc")
     assert alarms <= 400 * 0.05 + 2 * (400 * 0.05 * 0.95) ** 0.5

@@ -107,7 +107,10 @@ def test_a_sweep_visits_every_cell_in_every_launch():
 def test_launches_alternate_the_order_of_cells():
     spec = catalogue.load("quickstart")
     cells = spec.expand().cells
-    order = [[t.cell.cell_id for t in plan_tasks(cells, spec) if t.action is Action.PREPARE and t.launch == launch] for launch in (0, 1)]
+    order = [
+        [t.cell.cell_id for t in plan_tasks(cells, spec) if t.action is Action.PREPARE and t.launch == launch]
+        for launch in (0, 1)
+    ]
     assert order[0] == order[1][::-1]
 
 
@@ -180,7 +183,7 @@ def test_the_policy_decides():
         def decide(self, failure, task):
             return Decision.GIVE_UP_CELL
 
-    made, watcher, groups = controller({RunBlock: GroupLostError("rank 1 died")}, policy=GiveUp())
+    made, watcher, _groups = controller({RunBlock: GroupLostError("rank 1 died")}, policy=GiveUp())
     made.run()
     assert made.failure == ""
     assert len([e for e in watcher.events if e[0] == "invalid"]) == 4

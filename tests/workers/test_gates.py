@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import pytest
 import torch
 from torch import Tensor
 
 from experiments.spec.dims import PRESETS, DimsSpec
-from experiments.workload.step import Sequence, Step
+from experiments.workload.step import Step
 from workers.indexer import gates
 from workers.indexer.gates import GateResult, TopkResult
 from workers.indexer.reference import Reference, ReferenceWeights, packed_ranges, topk_rows
@@ -114,7 +113,9 @@ class OtherIndexer:
         frequency = 1.0 / (torch.tensor(dims.rope_theta) ** exponent)
         if dims.yarn is not None:
             base = math.log(dims.rope_theta)
-            turns = [math.log(dims.yarn.original_positions / (b * 2 * math.pi)) for b in (dims.yarn.beta_fast, dims.yarn.beta_slow)]
+            turns = [
+                math.log(dims.yarn.original_positions / (b * 2 * math.pi)) for b in (dims.yarn.beta_fast, dims.yarn.beta_slow)
+            ]
             low, high = (dims.rope_dim * t / (2 * base) for t in turns)
             low, high = max(math.floor(low), 0), min(math.ceil(high), dims.rope_dim - 1)
             keep = 1 - ((torch.arange(half, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)

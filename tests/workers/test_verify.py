@@ -88,7 +88,7 @@ def test_interleaved_rope_is_caught(monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "wrong", "check"),
     [
-        ("quantise_q", lambda q: stages_quantise_q_plain(q), "R2 quantise_q"),
+        ("quantise_q", stages_quantise_q_plain, "R2 quantise_q"),
         ("quantise_k", lambda k: (k.to(torch.float8_e4m3fn), torch.ones(len(k))), "R2 quantise_k"),
         ("hadamard", lambda x: x, "R2 hadamard"),
         ("norm_k", lambda k, w, b: (k * w).to(k.dtype), "R2 norm_k"),

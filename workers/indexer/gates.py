@@ -22,7 +22,8 @@ from workers.indexer.reference import FP8_MAX, Reference, as_float64, bf16_ulp, 
 
 ACCUMULATION_SLACK = 2.0**-20
 """fp32 accumulation of a projection, as a share of sum |x||w|: 16 units of roundoff. One accumulator that walks 7168 random terms
-was seen to err by 2^-21.6, blocked kernels by less than 2^-23; an fp16 accumulator errs by 2^-11 and more."""
+one by one erred by 2^-22.2, in blocks of 16 by 2^-23.9, fp16 accumulation by 2^-10.7. It is for terms of mixed sign: where all terms
+agree in sign, 7168 of them one by one err by 2^-17.5."""
 
 ELEMENTWISE_ULPS = 1.0
 """bf16 units in the last place for a stage that maps a row to a row: half is the rounding of the result, the other half lets a
@@ -35,22 +36,26 @@ ANGLE_SLACK = 2.0**-21
 """Rotation angles, as a share of the angle: 4 fp32 units for the frequency (power, reciprocal, YaRN's blend) and the product. At
 position 1e5 the fastest blended pair may so be 0.036 rad off, and a shift by one position (up to 1 rad) still shows."""
 
-K_VALUES_SHARE = 1e-3
-"""Share of fp8 key values that may differ by one step when the scale is one fp32 unit off (a divide for the reciprocal, say)."""
+K_VALUES_SHARE = 2.0**-7
+"""Share of fp8 key values that may differ by one step. Seen: 0.0005 with a divide for the reciprocal, 0.002 with a scale one fp32
+unit off, 0.003 with a reciprocal one unit off; nothing with the stated rule."""
 
-LOGITS_SLACK = 2.0**-20
-"""fp32 dots of 128 and sums over heads, as a share of k_scale sum_h |w| sum_d |q||k|. Tensor cores that accumulate fp8 products
+LOGITS_SLACK = 2.0**-23
+"""fp32 dots of 128 and sums over heads, as a share of k_scale sum_h |w| sum_d |q||k|; float32 kernels erred by 2^-25.8. Tensor cores that accumulate fp8 products
 in fewer bits need a wider one: pass it, and say so in the record."""
 
 FLIP_SHARE = 2.0**-4
 """fp8 entries that differ by one step where EVERY bf16 entry before them differs by one unit: 2^-7 of a value against a step of
 2^-3. Two correct implementations differ in far fewer, so this is the worst case of one bf16 flip, not an estimate."""
 
-GAP_DEVIATIONS = 2.0
+GAP_DEVIATIONS = 1.0
 """Standard deviations, under FLIP_SHARE, of a score's difference that a swap at the top-k boundary may show."""
 
-MIN_RECALL = 0.99
-"""Least share of R2's top-k that a correct implementation finds, over all rows of a call."""
+MIN_RECALL = 0.998
+"""Least share of R2's top-k that is found, over the rows of a call that see more than K keys."""
+
+SPARE_SWAPS = 3
+"""Swaps that MIN_RECALL does not count, so that one rightful swap does not condemn a handful of short rows."""
 
 FEW_SWAPS = 3
 """So many swaps are no matter of recall: of a hundred indexes one swap is a whole per cent. Their gaps are judged all the same."""
@@ -75,7 +80,8 @@ class TopkResult:
 
     ok: bool
     recall: float
-    """Indexes selected by both, over those selected by R2, all rows together."""
+    """Indexes selected by both, over those selected by R2, of all rows that see more than K keys: the others have no choice.
+    1 where there is no such row, as `detail` then says."""
     worst_swap_gap: float
     """Distance of the worst swapped element from the row's k-th score, in units of the score."""
     gap_bound: float
@@ -340,7 +346,7 @@ def compare_topk(
         ke_T: Their end, exclusive.
         topk: K.
         gap_T: From `rounding_gap`.
-        min_recall: Least recall over all rows.
+        min_recall: Least recall; SPARE_SWAPS come free.
     """
     ks, ke = ks_T.cpu().to(torch.int64), ke_T.cpu().to(torch.int64)
     structure = check_topk_structure(got_TK, ke - ks, topk)
@@ -349,27 +355,26 @@ def compare_topk(
     scores = as_float64(ref_scores_TN)
     chosen_TK = topk_rows(scores, ks, ke, topk)
     ours, theirs = _membership(chosen_TK, ks, scores.shape[1]), _membership(got_TK.cpu().to(torch.int64), ks, scores.shape[1])
-    total = int(ours.sum())
-    recall = int((ours & theirs).sum()) / total if total else 1.0
+    contested = ke - ks > topk
+    total = int(contested.sum()) * topk
+    swaps = int((theirs & ~ours).sum())
+    recall = 1 - swaps / total if total else 1.0
+    if not swaps:
+        return TopkResult(
+            True, recall, 0.0, 0.0, 0, f"no swap; {int(contested.sum())} of {ks.numel()} rows see more than {topk} keys"
+        )
     kth = scores.gather(1, boundary_keys(scores, ks, ke, topk)[:, None])
-    # Equal scores at the cut may be chosen either way (all heads negative: many keys score exactly 0). A tie is no swap.
-    swapped = (ours ^ theirs) & (scores != kth)
-    ties = int((theirs & ~ours & (scores == kth)).sum())
-    recall += ties / total if total else 0.0
-    swaps = int((theirs & ~ours).sum()) - ties
-    if not bool(swapped.any()):
-        return TopkResult(True, recall, 0.0, 0.0, 0, f"{total} indexes, no swap")
-    distance = torch.where(swapped, (scores - kth).abs(), torch.zeros_like(scores))
+    distance = torch.where(ours ^ theirs, (scores - kth).abs(), torch.zeros_like(scores))
     share = torch.where(distance > 0, distance / gap_T[:, None], torch.zeros_like(distance))
-    at = int(share.argmax())
-    row, key = divmod(at, scores.shape[1])
+    row, key = divmod(int(share.argmax()), scores.shape[1])
     gap, bound = float(distance[row, key]), float(gap_T[row])
     side = "got in" if bool(theirs[row, key]) else "was left out"
     detail = (
         f"row {row}, index {key - int(ks[row])} {side}: R2 scores it {float(scores[row, key])!r}, its k-th {float(kth[row])!r}; "
         f"recall {recall:.6f}, {swaps} swaps"
     )
-    return TopkResult(gap <= bound and (recall >= min_recall or swaps <= FEW_SWAPS), recall, gap, bound, swaps, detail)
+    few = swaps <= SPARE_SWAPS + (1 - min_recall) * total
+    return TopkResult(gap <= bound and few, recall, gap, bound, swaps, detail)
 
 
 def _membership(indexes_TK: Tensor, ks_T: Tensor, keys: int) -> Tensor:
