@@ -67,6 +67,7 @@ def run(
     spec: SpecArgument,
     overrides: SetOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="Draw the ratios there (PNG, SVG).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run; start nothing.")] = False,
 ) -> ExitCode:
     """Runs an experiment and prints its verdicts."""
@@ -75,8 +76,9 @@ def run(
     experiment = catalogue.load(spec, overrides or [])
     if plan:
         return _plan(experiment)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"--json: no folder at {str(json_file.absolute().parent)!r}")
+    for option, file in (("--json", json_file), ("--picture", picture)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
     from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import SweepKilledError, run_sweep
@@ -91,6 +93,10 @@ def run(
     if json_file is not None:
         json_file.write_text(result_json(result))
     print_result(result, experiment.measurement.confidence)
+    if picture is not None:
+        from service.report.forest import draw_forest
+
+        draw_forest(result, picture)
     _publish(home, result.sweep_id)
     return _exit_code(result)
 

@@ -5,6 +5,7 @@ It knows ranks as handles that give futures: Ray actors (`ray_ranks`) or plain c
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
@@ -45,6 +46,38 @@ class RankHandle(Protocol):
     def kill(self) -> None:
         """Ends the owner too."""
         ...
+
+
+BLAME_S = 1.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rank's failure."""
+
+    rank: int
+    cause: str
+    fault: RankFault | None = None
+
+    @property
+    def blame(self) -> int:
+        """The likelier the cause and not the effect, the lower: an arm's own error, a dead rank, then a broken collective."""
+        if self.fault is None:
+            return 1
+        return 0 if self.fault.kind in ("schedule", "user") else 2
+
+
+def _failure(rank: int, future: Future[Any]) -> Failure | None:
+    """How a future failed; None when it did not, or is not done."""
+    if not future.done():
+        return None
+    error = future.exception()
+    if error is not None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # Ray puts the actor's traceback before the cause.
+        return Failure(rank, lines[-1] if lines else type(error).__name__)
+    answer = future.result()
+    return Failure(rank, answer.message, answer) if isinstance(answer, RankFault) else None
 
 
 class GroupLostError(Exception):
@@ -113,28 +146,30 @@ class RankGroup:
         return self._collect(futures, timeout_s, type(each[0]).__name__)
 
     def _collect(self, futures: list[Future[Any]], timeout_s: float, doing: str) -> list[Any]:
+        deadline_s = time.monotonic() + timeout_s + REPLY_GRACE_S
         pending = set(futures)
         while pending:
-            done, pending = wait(pending, timeout_s + REPLY_GRACE_S, FIRST_COMPLETED)
+            done, pending = wait(pending, max(0.0, deadline_s - time.monotonic()), FIRST_COMPLETED)
             if not done:
-                self._give_up(
-                    next(futures.index(f) for f in pending), f"gave no sign of life for {timeout_s + REPLY_GRACE_S:g} s", doing
-                )
-            for future in done:
-                error = future.exception()
-                if error is not None:
-                    self._give_up(futures.index(future), str(error) or type(error).__name__, doing)
-                answer = future.result()
-                if isinstance(answer, RankFault):
-                    self._give_up(futures.index(future), answer.message, doing, answer)
+                silent = Failure(next(r for r, f in enumerate(futures) if f in pending), "gave no sign of life in time")
+                self._give_up(silent, doing)
+            if any(_failure(0, future) for future in done):
+                # A rank that dies breaks its peers' gathers, and theirs may be the first word: hear who else fails before blaming one.
+                wait(pending, BLAME_S)
+                failures = [f for f in (_failure(rank, future) for rank, future in enumerate(futures)) if f]
+                self._give_up(min(failures, key=lambda failure: failure.blame), doing)
         return [future.result() for future in futures]
 
-    def _give_up(self, rank: int, cause: str, doing: str, fault: RankFault | None = None) -> None:
-        evidence = fault.trace if fault else self._evidence()
+    def _give_up(self, failure: Failure, doing: str) -> None:
+        evidence = self._evidence()
         self.kill_ranks()
-        where = self.handles[rank].where
+        where, fault = self.handles[failure.rank].where, failure.fault
         arm = f", arm {fault.arm!r}" if fault and fault.arm else ""
-        raise GroupLostError(f"rank {rank} on {where.hostname} ({where.address}){arm}: {cause} [{doing}]", evidence, fault)
+        if fault and fault.trace:
+            evidence = f"{fault.trace}\n{evidence}"
+        raise GroupLostError(
+            f"rank {failure.rank} on {where.hostname} ({where.address}){arm}: {failure.cause} [{doing}]", evidence, fault
+        )
 
     def _evidence(self) -> str:
         """Stacks of the living ranks: who waits where."""

@@ -57,7 +57,7 @@ def test_a_frozen_rank_runs_out_of_time_and_can_be_ended(host):
     pid = host.ask(Ping(), 30).pid
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(RankLostError, match="no answer to Ping within 0.5 s"):
+    with pytest.raises(RankLostError, match="no answer to Ping within"):
         host.ask(Ping(), 0.5)
     assert time.monotonic() - began < 10
     assert host.stack(0.2) == ""

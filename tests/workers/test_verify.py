@@ -85,10 +85,16 @@ def test_interleaved_rope_is_caught(monkeypatch):
     assert {"R2 rope.q", "R2 rope.k", "R2 gathered keys"} <= {f.check for f in found.faults}
 
 
+def quantise_q_as_k(q):
+    """k's rule on q: the asymmetry is part of the data flow."""
+    scale = q.float().abs().amax(-1).clamp_min(1e-4) / 448
+    return (q.float() / scale[..., None]).to(torch.float8_e4m3fn), scale
+
+
 @pytest.mark.parametrize(
     ("stage", "wrong", "check"),
     [
-        ("quantise_q", stages_quantise_q_plain, "R2 quantise_q"),
+        ("quantise_q", quantise_q_as_k, "R2 quantise_q"),
         ("quantise_k", lambda k: (k.to(torch.float8_e4m3fn), torch.ones(len(k))), "R2 quantise_k"),
         ("hadamard", lambda x: x, "R2 hadamard"),
         ("norm_k", lambda k, w, b: (k * w).to(k.dtype), "R2 norm_k"),
@@ -99,12 +105,6 @@ def test_a_wrong_stage_is_caught_and_named(monkeypatch, stage, wrong, check):
     monkeypatch.setattr(stages, stage, wrong)
     found = report(one_rank(make_cell(SHAPE, cp_size=1)))
     assert any(f.check.startswith(check) for f in found.faults), found.faults
-
-
-def stages_quantise_q_plain(q):
-    """k's rule on q: the asymmetry is part of the data flow."""
-    scale = q.float().abs().amax(-1).clamp_min(1e-4) / 448
-    return (q.float() / scale[..., None]).to(torch.float8_e4m3fn), scale
 
 
 def test_the_plan_of_another_rank_is_caught(pair):
