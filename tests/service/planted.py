@@ -1,121 +1,55 @@
-"""Sweeps that nobody measured: records with planted times, for whatever reads records."""
+"""Trials with a planted truth, for tests of judgement."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-from experiments.names import SweepStatus
-from experiments.spec.experiment import ExperimentSpec
-from service.judge.results import SweepResult
-from service.run.orders import ARMS, CONTROLS, block_of, control_variants
-from service.run.sweep import load_result
-from service.store.home import Home
-from service.store.records import Records
-from workers.messages import BlockReport, Fault, TrialRow, Variant, VerifyReport
-
-GATHER_US = 200.0
-COMPUTE_US = 800.0
-HIDDEN = {"baseline": 0.0}
-"""Share of the gather that an arm hides; 0.75 for any arm not named."""
-
-ENVIRONMENT: dict[str, Any] = {
-    "revision": "0123456789abcdef0123456789abcdef01234567",
-    "dirty": False,
-    "source_digest": "0123456789ab",
-    "versions": {"python": "3.11", "torch": "2.9", "ray": "2.60", "mlflow": "3.17"},
-    "host": "planted",
-    "cpu": "a planted CPU",
-    "cores": 2,
-    "command": ["cplab", "run", "planted"],
-}
+from service.judge.samples import Trial
 
 
-def make_spec(num_cells: int = 2, **changes: Any) -> ExperimentSpec:
-    """A spec with that many cells (an even number: two fabrics), two arms, and light measurement."""
-    assert num_cells % 2 == 0
-    values: dict[str, Any] = {
-        "name": "planted",
-        "dims": "mini",
-        "workload": {"kind": "grid", "new_tokens": [64 * (i + 1) for i in range(num_cells // 2)]},
-        "cells": {"cp_size": 2, "split": "zigzag", "fabric": ["process_group", "emulated_20mbit"]},
-        "arms": {"baseline": {"schedule": "serial"}, "overlapped": {"schedule": "overlap_rotate"}},
-        "measurement": {"launches": 3, "blocks": 1, "trials_per_block": 2, "control_trials": 2},
-    }
-    return ExperimentSpec.model_validate(values | changes)
-
-
-def make_sweep(
-    home: Home,
-    spec: ExperimentSpec,
-    sweep_id: str = "20260102-030405-abcd",
-    invalid: Sequence[int] = (),
-    launches: int | None = None,
-    status: SweepStatus = SweepStatus.FINISHED,
-) -> tuple[Records, SweepResult]:
-    """Records of an ended sweep with planted trials, and the result judged from them.
-
-    Args:
-        invalid: Positions of cells that a check has found wrong.
-        launches: How many were measured, when the sweep was cut short.
-    """
-    rng = random.Random(7)
-    records = Records(home.records)
-    cells = spec.expand().cells
-    records.start_sweep(sweep_id, spec, cells, ENVIRONMENT, None)
-    plan = spec.measurement
-    for launch in range(plan.launches if launches is None else launches):
-        for cp_size in spec.cells.cp_size:
-            ranks = [{"rank": rank, "node_id": "n", "hostname": "planted-host", "cores": 2} for rank in range(cp_size)]
-            records.add_launch(sweep_id, cp_size, launch, ranks, 1.0)
-        for position, cell in enumerate(cells):
-            records.set_path(sweep_id, cell.cell_id, "gloo", cell.fabric.floor_us(1000))
-            checks = [VerifyReport(rank, (), (1,), 10, 1.0, 0.99) for rank in range(cell.cp_size)]
-            records.add_verification(sweep_id, cell.cell_id, launch, "verify", checks)
-            if position in invalid:
-                records.add_faults(sweep_id, cell.cell_id, [Fault("overlapped", "keys", "rank 1 differs | in 3 rows")])
-            for kind, variants, trials, blocks in (
-                (ARMS, list(spec.arms), plan.trials_per_block, plan.blocks),
-                (CONTROLS, control_variants(spec.arms), plan.control_trials, 1),
-            ):
-                for block in range(blocks):
-                    orders = block_of(variants, trials, len(cell.steps), cell.cell_id, launch, kind, block).orders
-                    reports = [
-                        BlockReport(rank, tuple(_row(o.variant, o.row, o.step, rng) for o in orders), (), 1000.0)
-                        for rank in range(cell.cp_size)
-                    ]
-                    records.add_block(sweep_id, cell.cell_id, launch, kind, block, reports, 5000.0)
-    records.end_sweep(sweep_id, status, "" if status is SweepStatus.FINISHED else "ended by a planted cause")
-    return records, load_result(records, sweep_id)
-
-
-def _row(key: str, row: int, step: int, rng: random.Random) -> TrialRow:
-    variant = Variant.parse(key)
-    gather_us = GATHER_US * rng.uniform(0.99, 1.01)
-    exposed_us = gather_us * (1 - HIDDEN.get(variant.arm, 0.75))
-    elapsed_us = {
-        "none": COMPUTE_US + exposed_us,
-        "prefilled": COMPUTE_US,
-        "zero_byte": COMPUTE_US + 5,
-        "gather_alone": gather_us,
-    }[variant.control] + rng.uniform(0, 2)
-    runs_gather = variant.control in ("none", "gather_alone")
-    return TrialRow(
-        variant=key,
-        row=row,
-        step=step,
-        elapsed_us=elapsed_us,
-        start_us=0.0,
-        window_us=0.0 if variant.arm == "baseline" else 150.0,
-        gather_us=gather_us if runs_gather else None,
-        wire_us=0.9 * gather_us if runs_gather else None,
-        arrival_us=rng.uniform(0, 3) if runs_gather else None,
-        late_us=rng.uniform(0, 1) if runs_gather else None,
-    )
-
-
-def home_in(folder: Path) -> Home:
-    folder.mkdir(parents=True, exist_ok=True)
-    return Home(folder)
+def trials(
+    times_us: Mapping[str, float],
+    *,
+    launches: int = 5,
+    blocks: int = 2,
+    rows: int = 8,
+    noise: float = 0.0,
+    launch_noise: float = 0.0,
+    drift: float = 0.0,
+    seed: int = 0,
+    ranks: int = 2,
+    kind: str = "arms",
+    steps: int = 1,
+) -> list[Trial]:
+    """Trials of variants whose times are planted: one-sided noise a trial, an effect of the launch on each variant, a drift per row."""
+    rng = random.Random(seed)
+    out = []
+    clock = 0
+    for launch in range(launches):
+        effect = {variant: rng.gauss(0, launch_noise) for variant in times_us}
+        for block in range(blocks):
+            for row in range(rows):
+                clock += 1
+                order = list(times_us)
+                rng.shuffle(order)
+                for step in range(steps):
+                    for variant in order:
+                        base = times_us[variant] * (1 + drift * clock) * (1 + effect[variant])
+                        out.append(
+                            Trial(
+                                launch=launch,
+                                block=block,
+                                kind=kind,
+                                row=row,
+                                step=step,
+                                variant=variant,
+                                elapsed_us=tuple(base * (1 + abs(rng.gauss(0, noise))) for _ in range(ranks)),
+                                window_us=(0.0,) * ranks,
+                                gather_us=(None,) * ranks,
+                                wire_us=(None,) * ranks,
+                                late_us=(None,) * ranks,
+                                skew_us=None,
+                            )
+                        )
+    return out
