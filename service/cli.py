@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -39,6 +40,10 @@ def _exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             _complain("error", error)
             code = ExitCode.USER_ERROR
         except InfrastructureError as error:
+            _complain("failed", error)
+            code = ExitCode.INFRASTRUCTURE
+        except Exception as error:  # a bug of ours, a full disk: never exit code 1, which says "regression"
+            traceback.print_exc()
             _complain("failed", error)
             code = ExitCode.INFRASTRUCTURE
         raise typer.Exit(int(code))
