@@ -54,10 +54,8 @@ def resolve_schedule(name: str) -> ScheduleFunction:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way while it loads
-        raise SpecError(
-            f"arms.<arm>.schedule: {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
-        ) from None
+        raise SpecError(f"schedule {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise SpecError(f"arms.<arm>.schedule: {name!r}: {module_name!r} has no function {function_name!r}")
+        raise SpecError(f"schedule {name!r}: {module_name!r} has no function {function_name!r}")
     return function  # type: ignore[no-any-return]

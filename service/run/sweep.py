@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from experiments.errors import SpecError
 from experiments.names import Device, SweepStatus
 from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
@@ -38,7 +39,7 @@ def check(spec: ExperimentSpec) -> Expansion:
         SpecError: A trace, a sequence, a user's schedule or a checkpoint that cannot be run.
     """
     expansion = spec.expand()
-    user_schedules = [arm.schedule for arm in spec.arms.values() if arm.is_user_schedule]
+    user_schedules = {name: arm.schedule for name, arm in spec.arms.items() if arm.is_user_schedule}
     if user_schedules or spec.weights.checkpoint:
         # Both need torch, which a plain run's driver never loads.
         from workers.indexer.weights import checkpoint_weights
@@ -46,8 +47,11 @@ def check(spec: ExperimentSpec) -> Expansion:
 
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        for name in user_schedules:
-            resolve_schedule(name)
+        for arm, schedule in user_schedules.items():
+            try:
+                resolve_schedule(schedule)
+            except SpecError as error:
+                raise SpecError(f"arms.{arm}.{error}") from None
         if spec.weights.checkpoint and spec.device is not Device.SIMULATED:
             checkpoint_weights(spec.weights.checkpoint, spec.weights.layer, spec.dims)
     return expansion

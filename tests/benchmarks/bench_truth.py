@@ -18,7 +18,10 @@ from typing import Any
 REFERENCE = ["--set", "cells.fabric=process_group", "--set", "measurement.launches=10", "--set", "measurement.blocks=8"]
 EQUAL = [
     *("--set", "cells.fabric=process_group", "--set", "cells.split=interleave"),
-    *("--set", "arms={baseline: {schedule: serial}, red: {schedule: serial}, green: {schedule: serial}, blue: {schedule: serial}}"),
+    *(
+        "--set",
+        "arms={baseline: {schedule: serial}, red: {schedule: serial}, green: {schedule: serial}, blue: {schedule: serial}}",
+    ),
 ]
 
 
@@ -62,7 +65,9 @@ def main() -> None:
         if key not in truth and hidden:
             agree = sum(a["hidden"]["low"] <= a["hidden_ideal"]["estimate"] <= a["hidden"]["high"] for a in hidden)
             mean = [sum(a[name]["estimate"] for a in hidden) / len(hidden) for name in ("hidden", "hidden_ideal")]
-            print(f"{'':40s} hidden {mean[0]:.2f}, ideal {mean[1]:.2f} on average; ideal inside hidden's interval {agree} of {len(hidden)}")
+            print(
+                f"{'':40s} hidden {mean[0]:.2f}, ideal {mean[1]:.2f} on average; ideal inside hidden's interval {agree} of {len(hidden)}"
+            )
 
     equal = [arms(run(options.folder, f"equal-{i}", *EQUAL)) for i in range(options.runs)]
     quiet = sum(all(arm["verdict"] in ("SAME", "UNRESOLVED") for arm in found.values()) for found in equal)
