@@ -40,9 +40,10 @@ K_VALUES_SHARE = 2.0**-7
 """Share of fp8 key values that may differ by one step. Seen: 0.0005 with a divide for the reciprocal, 0.002 with a scale one fp32
 unit off, 0.003 with a reciprocal one unit off; nothing with the stated rule."""
 
-LOGITS_SLACK = 2.0**-23
-"""fp32 dots of 128 and sums over heads, as a share of k_scale sum_h |w| sum_d |q||k|; float32 kernels erred by 2^-25.8. Tensor cores that accumulate fp8 products
-in fewer bits need a wider one: pass it, and say so in the record."""
+LOGITS_SLACK = 2.0**-21
+"""fp32 dots of 128 and sums over heads, as a share of k_scale sum_h |w| sum_d |q||k|; float32 kernels erred by 2^-25.8 here, and
+other hardware sums in other orders. Tensor cores that accumulate fp8 products in fewer bits need a wider one: pass it, and say so in
+the record."""
 
 FLIP_SHARE = 2.0**-4
 """fp8 entries that differ by one step where EVERY bf16 entry before them differs by one unit: 2^-7 of a value against a step of
