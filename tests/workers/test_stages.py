@@ -146,3 +146,11 @@ def test_presets_are_the_published_shapes():
     glm = PRESETS["glm_5"]
     assert (glm.num_heads, glm.rope_style, glm.rope_theta, glm.yarn) == (32, "interleaved", 8e6, None)
     assert isinstance(PRESETS["mini"], DimsSpec)
+
+
+def test_frequencies_are_those_of_the_reference_to_the_last_bit():
+    """At position 1e5 one bit of a frequency is 0.009 rad, which moves selections."""
+    from workers.indexer import reference
+
+    for dims in PRESETS.values():
+        assert torch.equal(inverse_frequencies(dims), reference.inverse_frequencies(dims).float())

@@ -15,12 +15,16 @@ from experiments.spec.dims import DimsSpec
 
 
 def inverse_frequencies(dims: DimsSpec) -> torch.Tensor:
-    """fp32 [F], radians a token."""
+    """fp32 [F], radians a token; computed in float64 and rounded once.
+
+    At position 1e5 the last bit of a frequency turns a pair by 0.009 rad, which moves a selection: tables that take their powers in
+    fp32, as upstream's do, differ there from machine to machine.
+    """
     half = dims.rope_dim // 2
-    inv_F = 1.0 / dims.rope_theta ** (torch.arange(half, dtype=torch.float32) / half)
+    inv_F = 1.0 / dims.rope_theta ** (torch.arange(half, dtype=torch.float64) / half)
     yarn = dims.yarn
     if yarn is None:
-        return inv_F
+        return inv_F.float()
 
     def dim_with_rotations(rotations: float) -> float:
         wavelengths = yarn.original_positions / (rotations * 2 * math.pi)
@@ -28,9 +32,9 @@ def inverse_frequencies(dims: DimsSpec) -> torch.Tensor:
 
     low = max(math.floor(dim_with_rotations(yarn.beta_fast)), 0)
     high = min(math.ceil(dim_with_rotations(yarn.beta_slow)), dims.rope_dim - 1)
-    ramp_F = ((torch.arange(half, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp_F = ((torch.arange(half, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
     # Fast dims keep their frequency, slow ones are interpolated to the longer context.
-    return inv_F * (1 - ramp_F) + inv_F / yarn.factor * ramp_F
+    return (inv_F * (1 - ramp_F) + inv_F / yarn.factor * ramp_F).float()
 
 
 class RotaryTable:
