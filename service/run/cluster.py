@@ -81,7 +81,10 @@ def connect() -> Iterator[Cluster]:
             )
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{ADDRESS_ENV_VAR}: {address or 'local'!r} cannot be reached: {first_line.strip()[:300]}") from None
+        token = "; is the token in ~/.ray/auth_token this cluster's?" if address and "oken" not in first_line else ""
+        raise UserError(
+            f"{ADDRESS_ENV_VAR}: {address or 'local'!r} cannot be reached: {first_line.strip()[:300]}{token}"
+        ) from None
     try:
         yield _describe(ray, address)
     finally:
