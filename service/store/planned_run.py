@@ -102,7 +102,7 @@ def _arm_run(
         key=key,
         cell_id=cell_id,
         arm=arm.arm,
-        name=f"{arm.arm}-{_shape(spec, cell)}",
+        name=f"{arm.arm}-{cell.label}",
         status=_status(spec, result, cell, arm),
         start_ms=round(span[0] * 1000),
         end_ms=round(span[1] * 1000),
@@ -163,12 +163,6 @@ def _status(spec: ExperimentSpec, result: SweepResult, cell: CellResult, arm: Ar
     return SweepStatus.FINISHED.value if arm.num_samples else SweepStatus.FAILED.value
 
 
-def _shape(spec: ExperimentSpec, cell: CellResult) -> str:
-    """The cell's label, and what a grid over more than one scope or regime needs to stay unique."""
-    more = [cell.cell[axis] for axis in ("scope", "regime") if len(getattr(spec.cells, axis)) > 1]
-    return "-".join([cell.label, *more])
-
-
 def _sweep_tags(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult) -> dict[str, str]:
     env = result.environment
     hosts = sorted({str(rank.get("hostname", "?")) for launch in env.get("launches", []) for rank in launch["ranks"]})
@@ -186,7 +180,8 @@ def _sweep_tags(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResul
         "source_digest": str(env.get("source_digest", "unknown")),
         "hosts": _cut(",".join(hosts)),
         "night": datetime.fromtimestamp(row["started_s"], UTC).strftime("%Y-%m-%d"),
-        "mlflow.source.name": _cut(" ".join(env.get("command", ["cplab"]))),
+        # The table shows what stands after the last slash: not the whole command, which environment.json has.
+        "mlflow.source.name": f"cplab run {result.experiment}",
         # MLflow shows it as a commit, which a source digest is not.
         **({"mlflow.source.git.commit": revision} if _COMMIT.fullmatch(revision) else {}),
     }
