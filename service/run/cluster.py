@@ -58,6 +58,7 @@ def connect() -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not address:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_WORKER_NICENESS"] = "0"  # Ray's workers yield to every other process by default: nice 15
     elif address.startswith("ray://"):
         raise UserError(
             f"{ADDRESS_ENV_VAR}: {address!r}: Ray Client is not supported; submit the run with `ray job submit` instead"

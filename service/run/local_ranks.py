@@ -18,7 +18,9 @@ class LocalRank:
     def __init__(self) -> None:
         self._host = RankHost()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="local-rank")
-        self.where = Whereabouts("local", socket.gethostname(), "127.0.0.1", "lo", os.cpu_count() or 1, os.getpid())
+        self.where = Whereabouts(
+            "local", socket.gethostname(), "127.0.0.1", "lo", os.cpu_count() or 1, os.getpid(), os.getpriority(os.PRIO_PROCESS, 0)
+        )
 
     def launch(self, import_paths: Sequence[str]) -> Future[int]:
         return self._threads.submit(self._host.launch, tuple(import_paths))

@@ -28,6 +28,7 @@ class Whereabouts:
     interface: str
     cores: int
     pid: int
+    niceness: int
 
 
 class RankHandle(Protocol):

@@ -1,4 +1,4 @@
-"""What Ray costs a measurement: the same ranks under Ray actors and as plain processes, in alternating launches of one run.
+"""What Ray costs a measurement: the same ranks under Ray actors and as plain processes, in alternating launches and blocks of one run.
 
     python -m tests.benchmarks.bench_overhead [--launches 10]
 
@@ -30,6 +30,7 @@ from tests.conftest import make_cell, make_step
 from workers.messages import BlockReport, PrepareCell
 
 ARMS = {"baseline": ArmSpec(), "overlapped": ArmSpec(schedule="overlap_rotate")}
+BLOCKS = 6
 FEW_HEADS = DIMS["mini"].model_copy(update={"name": "few_heads", "num_heads": 2})
 CELLS = {
     "compute-bound": make_cell(make_step((0, 512)), split=Split.ZIGZAG, dims=DIMS["mini"]),
@@ -37,23 +38,36 @@ CELLS = {
 }
 
 
-def measure(group: RankGroup, cell: Cell, launch: int) -> tuple[dict[str, float], float]:
-    """One launch: the median trial of each arm (slowest rank), us; and the wall time of a block beyond the ranks' own, ms."""
+def open_cell(group: RankGroup, cell: Cell, launch: int) -> None:
+    """New rank processes, with the cell prepared and warm."""
     group.launch(60, 30, Device.CPU, [])
     group.ask(PrepareCell(cell, ARMS, WeightsSpec(), launch, 3, VerifySpec(), SimulationSpec()), 60)
-    group.ask(block_of(list(ARMS), 4, 1, "warm up", launch), 120)
-    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    extra_ms = []
-    for block in range(3):
-        began_ns = time.monotonic_ns()
-        answers = group.ask(block_of(list(ARMS), 8, 1, launch, block), 120)
-        wall_us = (time.monotonic_ns() - began_ns) / 1e3
-        reports = [answer for answer in answers if isinstance(answer, BlockReport)]
-        extra_ms.append((wall_us - max(report.busy_us for report in reports)) / 1e3)
-        for rows in zip(*(report.rows for report in reports), strict=True):
-            times[rows[0].variant].append(max(row.elapsed_us for row in rows))
-    group.kill_ranks()
-    return {arm: median(values) for arm, values in times.items()}, median(extra_ms)
+    group.ask(block_of(list(ARMS), 6, 1, "warm up", launch), 120)
+
+
+def run_block(group: RankGroup, times: dict[str, list[float]], *identity: object) -> float:
+    """Adds a block's trials (slowest rank, us) to `times`; its wall time beyond the ranks' own, ms."""
+    began_ns = time.monotonic_ns()
+    answers = group.ask(block_of(list(ARMS), 8, 1, *identity), 120)
+    wall_us = (time.monotonic_ns() - began_ns) / 1e3
+    reports = [answer for answer in answers if isinstance(answer, BlockReport)]
+    for rows in zip(*(report.rows for report in reports), strict=True):
+        times[rows[0].variant].append(max(row.elapsed_us for row in rows))
+    return (wall_us - max(report.busy_us for report in reports)) / 1e3
+
+
+def log_ratios(ray_ranks: RankGroup, plain: RankGroup, cell: Cell, launch: int) -> dict[str, float]:
+    """One launch of both groups, whose blocks alternate: log of median Ray over median plain, for each arm. An idle rank only waits."""
+    groups = (ray_ranks, plain) if launch % 2 == 0 else (plain, ray_ranks)
+    times: dict[bool, dict[str, list[float]]] = {is_ray: {arm: [] for arm in ARMS} for is_ray in (True, False)}
+    for group in groups:
+        open_cell(group, cell, launch)
+    for block in range(BLOCKS):
+        for group in groups if block % 2 == 0 else groups[::-1]:
+            run_block(group, times[group is ray_ranks], launch, block)
+    for group in groups:
+        group.kill_ranks()
+    return {arm: math.log(median(times[True][arm]) / median(times[False][arm])) for arm in ARMS}
 
 
 def main() -> None:
@@ -66,10 +80,8 @@ def main() -> None:
         for name, cell in CELLS.items():
             logs: dict[str, list[float]] = {arm: [] for arm in ARMS}
             for launch in range(launches):
-                order = (ray_ranks, plain) if launch % 2 == 0 else (plain, ray_ranks)
-                found = {group is ray_ranks: measure(group, cell, launch)[0] for group in order}
-                for arm in ARMS:
-                    logs[arm].append(math.log(found[True][arm] / found[False][arm]))
+                for arm, value in log_ratios(ray_ranks, plain, cell, launch).items():
+                    logs[arm].append(value)
             for arm, values in logs.items():
                 ratio = mean_interval(values, 0.95).map_exp()
                 print(
@@ -79,7 +91,11 @@ def main() -> None:
         plain.close()
         four = ray_group(4, PlacementSpec(cpus_per_rank=0.5), 60)
         cell = make_cell(make_step((0, 512)), split=Split.ZIGZAG, cp_size=4)
-        extra = [measure(four, cell, launch)[1] for launch in range(5)]
+        extra = []
+        for launch in range(5):
+            open_cell(four, cell, launch)
+            extra.append(median(run_block(four, {arm: [] for arm in ARMS}, launch, block) for block in range(3)))
+            four.kill_ranks()
         print(
             f"dispatch and collection of a block, 4 ranks: {median(extra):.1f} ms (medians of 5 launches: {min(extra):.1f} to {max(extra):.1f})"
         )

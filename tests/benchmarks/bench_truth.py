@@ -44,13 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path(".cplab/truth"))
+    parser.add_argument("--loopback", action="store_true", help="leave the emulated cells out of the runs")
     options = parser.parse_args()
+    changes = ["--set", "cells.fabric=process_group"] if options.loopback else []
     options.folder.mkdir(parents=True, exist_ok=True)
 
     truth = {key: arm["comparison"]["ratio"] for key, arm in arms(run(options.folder, "reference", *REFERENCE)).items()}
     for (label, _), ratio in truth.items():
         print(f"reference  {label:38s} {ratio['estimate']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]", flush=True)
-    runs = [arms(run(options.folder, f"quickstart-{i}")) for i in range(options.runs)]
+    runs = [arms(run(options.folder, f"quickstart-{i}", *changes)) for i in range(options.runs)]
     for key in runs[0]:
         ratios = [found[key]["comparison"]["ratio"] for found in runs]
         words = [found[key]["verdict"] for found in runs]

@@ -94,3 +94,11 @@ def test_a_rank_dies_with_its_owner(tmp_path):
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_rank_keeps_its_heap(host):
+    """Page faults for memory that was just freed are launch noise: the allocator must not hand it back."""
+    pid = host.ask(Ping(), 30).pid
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"MALLOC_TRIM_THRESHOLD_=" in environment
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
