@@ -22,6 +22,9 @@ from pathlib import Path
 
 from workers.messages import Answer, Ping, Request
 
+_launching = threading.Lock()
+"""A launch changes the environment and the main module for a moment; hosts of one process take turns."""
+
 PRELOAD = ["torch", "torch.distributed", "workers.rank"]
 
 
@@ -48,7 +51,7 @@ class RankHost:
         self.kill()
         self._context.set_forkserver_preload(PRELOAD)
         ours, theirs = self._context.Pipe()
-        with _environment_of_the_server(), _without_main_module():
+        with _launching, _environment_of_the_server(), _without_main_module():
             self._process = self._context.Process(
                 target=_serve, args=(theirs, str(self._stacks), tuple(import_paths)), name="cplab-rank", daemon=True
             )
@@ -177,21 +180,17 @@ def _environment_of_the_server() -> Iterator[None]:
                 os.environ[name] = value
 
 
-_main_module_lock = threading.Lock()
-
-
 @contextlib.contextmanager
 def _without_main_module() -> Iterator[None]:
     """A child imports its parent's main module first; ours is Ray's worker or the command line, a second of imports for nothing."""
     main = sys.modules["__main__"]
-    with _main_module_lock:
-        file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-        try:
-            if file is not None:
-                del main.__file__
-            main.__spec__ = None
-            yield
-        finally:
-            if file is not None:
-                main.__file__ = file
-            main.__spec__ = spec
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    try:
+        if file is not None:
+            del main.__file__
+        main.__spec__ = None
+        yield
+    finally:
+        if file is not None:
+            main.__file__ = file
+        main.__spec__ = spec
