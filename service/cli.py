@@ -101,7 +101,7 @@ def run(
     if picture is not None:
         from service.report.forest import draw_forest
 
-        draw_forest(result, picture)
+        draw_forest(result, picture, experiment.measurement.confidence)
     _publish(home, result.sweep_id)
     return _exit_code(result)
 

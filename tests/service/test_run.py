@@ -226,3 +226,16 @@ def test_a_spec_of_ones_own_runs_from_its_file(tmp_path):
     done = cplab("run", str(path), "--plan", home=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("mine: 4 cells")
+
+
+def test_the_ratios_can_be_drawn(finished, tmp_path):
+    from service.report.forest import draw_forest
+    from service.run.sweep import load_result
+    from service.store.records import Records
+
+    home, _ = finished
+    records = Records(home / "records.db")
+    result = load_result(records, json.loads((home / "out.json").read_text())["sweep_id"])
+    records.close()
+    draw_forest(result, tmp_path / "ratios.png", 0.95)
+    assert (tmp_path / "ratios.png").read_bytes()[:4] == b"\x89PNG"
