@@ -105,5 +105,8 @@ class SweepStatus(StrEnum):
 BASELINE_ARM = "baseline"
 """The arm every other one is compared with; a spec must define it."""
 
-METHODOLOGY_VERSION = 1
+AA_ARM = "_aa"
+"""A second copy of the baseline that every run times beside it: whatever it seems to differ by is noise."""
+
+METHODOLOGY_VERSION = 2
 """Rises with any change to what a published figure means; rows of different versions are refused for comparison."""

@@ -97,11 +97,11 @@ def run(
         return ExitCode.INFRASTRUCTURE
     if json_file is not None:
         json_file.write_text(result_json(result))
-    print_result(result, experiment.measurement.confidence)
+    print_result(result)
     if picture is not None:
         from service.report.forest import draw_forest
 
-        draw_forest(result, picture, experiment.measurement.confidence)
+        draw_forest(result, picture)
     _publish(home, result.sweep_id)
     return _exit_code(result)
 
@@ -120,9 +120,9 @@ def _plan(experiment: Any) -> ExitCode:
 
     expansion = check(experiment)
     previews = preview(experiment, expansion.cells)
-    print(
-        f"{experiment.name}: {len(previews)} cells, arms {', '.join(experiment.arms)}, {experiment.measurement.launches} launches"
-    )
+    plan = experiment.measurement
+    arms = ", ".join(experiment.arms)
+    print(f"{experiment.name}: {len(previews)} cells, arms {arms}, {plan.launches} to {plan.last_launches} launches")
     if expansion.replay:
         r = expansion.replay
         print(

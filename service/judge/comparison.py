@@ -1,4 +1,8 @@
-"""The published effect: the geometric paired time_ratio of an arm to the baseline, with an interval over launches."""
+"""The published effect: the geometric paired time_ratio of an arm to the baseline, with an interval over launches.
+
+Evidence is what the launches say, one log ratio each; a comparison is that evidence read at a level, which depends on the looks that were
+planned (`looks`) and on the other comparisons of the sweep (`family`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,17 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from functools import cached_property
 
-from service.judge.interval import Interval, mean_interval, standard_error, t_quantile
+import numpy as np
+
+from service.judge.interval import Interval, one_sided_p, standard_error, t_quantile, two_sided_p
+from service.judge.looks import Looks
 from service.judge.samples import Sample
 
 POWER = 0.8
-SAME_CONFIDENCE = 0.90
-"""Two one-sided tests at 5 % are one 90 % interval (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987)."""
+SAME_ERROR = 0.05
+"""Each of the two one-sided tests of SAME: together one 90 % interval (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987)."""
 
 
 @dataclass(frozen=True)
@@ -21,59 +28,120 @@ class Comparison:
     """arm / baseline, below 1 is faster.
 
     Attributes:
-        ratio: Slowest rank of each step, at the spec's confidence (shared by the arms of the cell).
-        ratio_90: The same at 90 %, for SAME.
-        ratio_min: Fastest rank of each step: a winner needs both to agree.
-        detectable_pct: The smallest effect that this many launches would have shown with 80 % power, per cent.
+        ratio: Slowest rank of each step, at `confidence`.
+        ratio_90: The interval that SAME is read from: 90 % for a single comparison looked at once.
+        ratio_min: Fastest rank of each step, at `confidence`: a winner needs both to agree.
+        p_value: Of equal times; holds under the planned looks, not yet corrected for the other comparisons.
+        detectable_pct: The smallest effect that this many launches would have shown with 80 % power at this level, per cent.
+        confidence: What `ratio` holds with, corrected for the other comparisons; the looks are paid for inside it.
         launches, pairs: What the ratio rests on.
     """
 
     ratio: Interval
     ratio_90: Interval
     ratio_min: Interval
+    p_value: float
     detectable_pct: float
+    confidence: float
     launches: int
     pairs: int
 
 
-def launch_log_ratios(samples: Sequence[Sample], arm: str, baseline: str, reduction: str) -> list[float]:
-    """One value a launch: the mean over its blocks of the median log ratio of the pairs in a block.
+@dataclass(frozen=True)
+class Evidence:
+    """One arm beside the baseline in one cell, before it is read.
 
-    A pair is an arm's and the baseline's trial in the same row of a block, milliseconds apart: drift slower than a row cancels. The
-    median inside a block keeps one preempted trial from speaking for all.
+    Attributes:
+        logs: log(arm / baseline) of the slowest ranks, one value a launch; at least two.
+        logs_min: The same of the fastest ranks.
+        share: The share of the error that this look may spend.
+        pairs: Pairs of samples behind the values.
+    """
+
+    logs: tuple[float, ...]
+    logs_min: tuple[float, ...]
+    share: float
+    pairs: int
+
+    @cached_property
+    def _mean(self) -> float:
+        return math.fsum(self.logs) / len(self.logs)
+
+    @cached_property
+    def _error(self) -> float:
+        return standard_error(self.logs)
+
+    @property
+    def p_value(self) -> float:
+        """Of equal times, valid at any planned look: a 1 - p interval at this look just touches 1."""
+        return min(1.0, two_sided_p(self._mean, self._error, len(self.logs) - 1) / self.share)
+
+    def p_same(self, indifference_pct: float) -> float:
+        """Of an effect outside the indifference band (two one-sided tests), valid at any planned look."""
+        if indifference_pct == 0:
+            return 1.0
+        degrees = len(self.logs) - 1
+        below = one_sided_p(math.log1p(indifference_pct / 100) - self._mean, self._error, degrees)
+        above = one_sided_p(self._mean - math.log1p(-indifference_pct / 100), self._error, degrees)
+        return min(1.0, max(below, above) / self.share)
+
+    def read(self, level: float, level_same: float) -> Comparison:
+        """The comparison at the error `level` (two-sided) and, for SAME, `level_same` (each of two sides)."""
+        degrees = len(self.logs) - 1
+        quantile = t_quantile(1 - level * self.share, degrees)
+        detectable = (quantile + t_quantile(2 * POWER - 1, degrees)) * self._error
+        return Comparison(
+            ratio=_around(self.logs, quantile),
+            ratio_90=_around(self.logs, t_quantile(1 - 2 * level_same * self.share, degrees)),
+            ratio_min=_around(self.logs_min, quantile),
+            p_value=self.p_value,
+            detectable_pct=100 * math.expm1(min(detectable, 700.0)),
+            confidence=1 - level,
+            launches=len(self.logs),
+            pairs=self.pairs,
+        )
+
+
+def _around(logs: Sequence[float], quantile: float) -> Interval:
+    mean, half = math.fsum(logs) / len(logs), quantile * standard_error(logs)
+    return Interval(mean, mean - half, mean + half).map_exp()
+
+
+def evidence_of(samples: Sequence[Sample], arm: str, baseline: str, looks: Looks) -> Evidence | None:
+    """The evidence on an arm, or None when fewer than two launches hold a pair."""
+    logs, pairs = launch_log_ratios(samples, arm, baseline, "max_us")
+    logs_min, _ = launch_log_ratios(samples, arm, baseline, "min_us")
+    if len(logs) < 2:
+        return None
+    return Evidence(tuple(logs), tuple(logs_min), looks.share(len(logs)), pairs)
+
+
+def launch_log_ratios(samples: Sequence[Sample], arm: str, baseline: str, reduction: str) -> tuple[list[float], int]:
+    """One value a launch, and the number of pairs behind them all.
+
+    A pair is an arm's and the baseline's trial in the same row of a block, milliseconds apart: drift slower than a row cancels. A
+    launch's value is the pseudomedian of its pairs' log ratios: like a median it does not let a few preempted trials speak for
+    all, and it wastes 5 % where noise is normal, against a median's 36 %.
     """
     rows: dict[tuple[int, int, int], dict[str, float]] = defaultdict(dict)
     for sample in samples:
-        if sample.kind == "arms":
+        if sample.kind == "arms" and sample.variant in (arm, baseline):
             rows[(sample.launch, sample.block, sample.row)][sample.variant] = getattr(sample, reduction)
-    blocks: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for (launch, block, _), times in sorted(rows.items()):
-        if arm in times and baseline in times:
-            blocks[(launch, block)].append(math.log(times[arm] / times[baseline]))
     launches: dict[int, list[float]] = defaultdict(list)
-    for (launch, _), ratios in blocks.items():
-        launches[launch].append(median(ratios))
-    return [math.fsum(values) / len(values) for _, values in sorted(launches.items())]
+    for (launch, _, _), times in rows.items():
+        if arm in times and baseline in times:
+            launches[launch].append(math.log(times[arm] / times[baseline]))
+    return [pseudomedian(pairs) for _, pairs in sorted(launches.items())], sum(map(len, launches.values()))
 
 
-def compare(samples: Sequence[Sample], arm: str, baseline: str, confidence: float, num_arms: int = 1) -> Comparison | None:
-    """The comparison, or None when fewer than two launches hold a pair.
+def pseudomedian(values: Sequence[float]) -> float:
+    """The median of all pairwise means (Hodges and Lehmann, Ann. Math. Stat. 34, 1963).
 
-    `num_arms`: how many arms of the cell are compared with the baseline. They share the error (Bonferroni), so that a cell of equal
-    arms is called different as seldom as a cell of one.
+    Raises:
+        ValueError: No values.
     """
-    confidence, confidence_same = (1 - (1 - level) / num_arms for level in (confidence, SAME_CONFIDENCE))
-    logs = launch_log_ratios(samples, arm, baseline, "max_us")
-    logs_min = launch_log_ratios(samples, arm, baseline, "min_us")
-    if len(logs) < 2:
-        return None
-    degrees = len(logs) - 1
-    detectable = (t_quantile(confidence, degrees) + t_quantile(2 * POWER - 1, degrees)) * standard_error(logs)
-    return Comparison(
-        ratio=mean_interval(logs, confidence).map_exp(),
-        ratio_90=mean_interval(logs, confidence_same).map_exp(),
-        ratio_min=mean_interval(logs_min, confidence).map_exp(),
-        detectable_pct=100 * math.expm1(min(detectable, 700.0)),
-        launches=len(logs),
-        pairs=sum(s.kind == "arms" and s.variant == arm for s in samples),
-    )
+    if not len(values):
+        raise ValueError("a pseudomedian needs values")
+    array = np.asarray(values, dtype=float)
+    first, second = np.triu_indices(len(array))
+    return float(np.median((array[first] + array[second]) / 2))

@@ -40,6 +40,22 @@ def t_quantile(confidence: float, degrees: int) -> float:
     return float(t.ppf((1 + confidence) / 2, degrees))
 
 
+def two_sided_p(estimate: float, error: float, degrees: int) -> float:
+    """The p-value of `estimate` being 0, by Student's t; 0 or 1 where the error is nothing."""
+    if error == 0 or math.isinf(error):
+        return 1.0 if estimate == 0 or math.isinf(error) else 0.0
+    return 2 * one_sided_p(abs(estimate), error, degrees)
+
+
+def one_sided_p(estimate: float, error: float, degrees: int) -> float:
+    """The p-value of `estimate` being at most 0, by Student's t; 0 or 1 where the error is nothing."""
+    if error == 0 or math.isinf(error):
+        return 0.0 if estimate > 0 and error == 0 else 1.0
+    from scipy.stats import t
+
+    return float(t.sf(estimate / error, degrees))
+
+
 def standard_error(values: Sequence[float]) -> float:
     """Of the mean; infinite for fewer than two values."""
     n = len(values)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.judge.results import SweepResult
-from service.report.table import hardware
+from service.report.table import hardware, percent
 
 COLOURS = {"FASTER": "#1a7f37", "SLOWER": "#b42318", "SAME": "#57606a", "UNRESOLVED": "#9a6700", "INVALID": "#b42318"}
 
 
-def draw_forest(result: SweepResult, path: Path, confidence: float) -> None:
+def draw_forest(result: SweepResult, path: Path) -> None:
     """Writes a PNG (or what the suffix says). INVALID cells are named and have no mark.
 
     Raises:
@@ -35,7 +35,9 @@ def draw_forest(result: SweepResult, path: Path, confidence: float) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [f"{arm.arm}  {cell.label}" for cell, arm in reversed(lines)], fontsize=9)
     axes.set_ylim(-0.7, len(lines) - 0.3)
-    axes.set_xlabel(f"time ratio to baseline (below 1 is faster), {100 * confidence:g} % interval over launches", fontsize=9)
+    axes.set_xlabel(
+        f"time ratio to baseline (below 1 is faster), {percent(result.confidence)} % interval over launches", fontsize=9
+    )
     axes.set_title(f"{result.experiment} {result.sweep_id}\n{hardware(result)}", fontsize=8, loc="left")
     axes.grid(axis="x", linewidth=0.3)
     for side in ("top", "right"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.judge.results import SweepResult
 
-SCHEMA = 1
+SCHEMA = 2
 """Rises when a key changes its meaning or goes."""
 
 

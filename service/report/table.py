@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from service.judge.interval import Interval
-from service.judge.results import ArmResult, CellResult, SweepResult
+from service.judge.results import AACheck, ArmResult, CellResult, SweepResult
 
 HEADINGS = ("cell", "arm", "verdict", "time ratio", "95 %", "p50 ms", "tokens/s", "saved us", "hidden", "ideal")
 
 
 def headings(confidence: float) -> tuple[str, ...]:
     """The columns; the interval's says its confidence."""
-    return tuple(f"{100 * confidence:g} % interval" if heading == "95 %" else heading for heading in HEADINGS)
+    return tuple(f"{percent(confidence)} % interval" if heading == "95 %" else heading for heading in HEADINGS)
+
+
+def percent(confidence: float) -> str:
+    """A confidence in per cent, to a hundredth: corrected levels are odd numbers."""
+    return f"{100 * confidence:.2f}".rstrip("0").rstrip(".")
 
 
 def rows(result: SweepResult) -> list[tuple[str, ...]]:
@@ -33,6 +38,13 @@ def _row(cell: CellResult, arm: ArmResult) -> tuple[str, ...]:
         share(account.hidden) if account and arm.comparison else "",
         f"{100 * account.hidden_ideal.estimate:.0f} %" if account and account.hidden_ideal and arm.comparison else "",
     )
+
+
+def aa_words(aa: AACheck) -> str:
+    """What the A/A check says, in a word or two."""
+    if not aa.cells:
+        return "not run"
+    return f"flagged in {len(aa.flagged)} of {aa.cells} cells" if aa.flagged else f"quiet in {aa.cells} cells"
 
 
 def verdict_words(arm: ArmResult) -> str:
@@ -75,6 +87,11 @@ def caveats(result: SweepResult) -> list[str]:
         lines.append("CPU ranks: says nothing about NCCL on GPUs")
     if any(cell.cell["beyond_upstream"] for cell in result.cells):
         lines.append("several sequences under zigzag: beyond what upstream supports")
+    if result.aa.flagged:
+        lines.append(f"A/A FLAGGED, do not trust this sweep: equal code looked different in {', '.join(result.aa.flagged)}")
+    unsettled = sum(cell.checks["unsettled_launches"] for cell in result.cells)
+    if unsettled:
+        lines.append(f"{unsettled} launches of a cell were timed before their trials had settled (measurement.max_warmup_blocks)")
     without = sum(cell.cell["steps_without_cp"] for cell in result.cells)
     if without:
         lines.append(f"{without} replayed steps were too short for their split and ran without CP in every arm")

@@ -1,7 +1,8 @@
 """The controller: a state machine that takes a sweep launch by launch and cell by cell.
 
 Launches are the outer loop, so that a cell's launches lie minutes apart and drift becomes spread instead of bias. `step` does one thing and can
-be driven without a cluster; what to do about a failure is an injected policy; records, progress and tracking only observe.
+be driven without a cluster; what to do about a failure, and which cells are decided at a look, are injected; records, progress and tracking
+only observe.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from experiments.names import FabricKind
 from experiments.spec.cell import Cell
 from experiments.spec.experiment import ExperimentSpec
-from service.run.orders import ARMS, CONTROLS, arms_with_serial, block_of, control_variants, warm_up_of
+from service.judge.looks import Looks
+from service.run.orders import ARMS, CONTROLS, arms_with_serial, block_of, control_variants, timed_arms, warm_up_of
 from service.run.rank_group import GroupLostError, RankGroup
-from workers.messages import BlockReport, Fault, PrepareCell, Prepared, VerifyCell, VerifyReport
+from service.run.settling import Settling
+from workers.messages import BlockReport, Fault, PrepareCell, Prepared, RunBlock, VerifyCell, VerifyReport
 
 
 class Action(StrEnum):
@@ -31,6 +34,7 @@ class Action(StrEnum):
     MEASURE = "measure"
     CONTROL = "control"
     VERIFY_AFTER = "verify after"
+    LOOK = "look"
     CLOSE = "close"
 
 
@@ -56,6 +60,10 @@ class FailurePolicy(Protocol):
     def decide(self, failure: GroupLostError, task: Task) -> Decision: ...
 
 
+Decided: TypeAlias = Callable[[Sequence[Cell]], Iterable[Cell]]
+"""Which of these cells need no further launch, by what the records hold of them."""
+
+
 class StopUnlessArm:
     """An arm that cannot run costs its cell; a lost rank or node stops the sweep."""
 
@@ -75,6 +83,8 @@ class Observer:
 
     def verified(self, task: Task, reports: Sequence[VerifyReport]) -> None: ...
 
+    def settled(self, task: Task, settling: Settling) -> None: ...
+
     def measured(self, task: Task, kind: str, reports: Sequence[BlockReport], wall_us: float, shares_clock: bool) -> None: ...
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None: ...
@@ -86,9 +96,10 @@ def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec) -> list[Task]:
     """Every step of a sweep, in order."""
     tasks: list[Task] = []
     plan = spec.measurement
+    looks = Looks(plan.launches, plan.last_launches).planned
     for cp_size in sorted({cell.cp_size for cell in cells}):
         group = [cell for cell in cells if cell.cp_size == cp_size]
-        for launch in range(plan.launches):
+        for launch in range(plan.last_launches):
             tasks.append(Task(Action.LAUNCH, cp_size, launch))
             # Every other launch takes the cells backwards: no cell is always the first after a launch.
             for cell in group if launch % 2 == 0 else group[::-1]:
@@ -98,7 +109,9 @@ def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec) -> list[Task]:
                 tasks += [Task(Action.MEASURE, cp_size, launch, cell, block) for block in range(plan.blocks)]
                 tasks.append(Task(Action.CONTROL, cp_size, launch, cell))
                 tasks.append(Task(Action.VERIFY_AFTER, cp_size, launch, cell))
-        tasks.append(Task(Action.CLOSE, cp_size, plan.launches - 1))
+            if launch + 1 in looks[:-1]:
+                tasks.append(Task(Action.LOOK, cp_size, launch))
+        tasks.append(Task(Action.CLOSE, cp_size, plan.last_launches - 1))
     return tasks
 
 
@@ -113,13 +126,15 @@ class Controller:
         observers: Iterable[Observer],
         policy: FailurePolicy | None = None,
         import_paths: Sequence[str] = (),
+        decided: Decided = lambda cells: (),
     ) -> None:
         self.spec = spec
         self.tasks = deque(plan_tasks(cells, spec))
-        self.arms = arms_with_serial(spec.arms)
+        self.arms = arms_with_serial(timed_arms(spec))
         self.failure: str = ""
         self._make_group, self._observers, self._policy = make_group, list(observers), policy or StopUnlessArm()
-        self._import_paths = tuple(import_paths)
+        self._import_paths, self._decided = tuple(import_paths), decided
+        self._began_s = time.monotonic()
         self._group: RankGroup | None = None
         self._group_size = 0
         self._first_launch_of: dict[str, int] = {}
@@ -161,8 +176,12 @@ class Controller:
                 self._prepare(task)
             case Action.VERIFY | Action.VERIFY_AFTER:
                 self._verify(task)
-            case Action.WARM_UP | Action.MEASURE | Action.CONTROL:
+            case Action.WARM_UP:
+                self._warm_up(task)
+            case Action.MEASURE | Action.CONTROL:
                 self._run_blocks(task)
+            case Action.LOOK:
+                self._look(task)
             case Action.CLOSE:
                 self.close()
 
@@ -171,6 +190,9 @@ class Controller:
         return self._group
 
     def _launch(self, task: Task) -> None:
+        if task.launch >= self.spec.measurement.launches and self._is_out_of_time:
+            self._keep_only(task.cp_size, ())
+            return
         if self._group is None or self._group_size != task.cp_size:
             self.close()
             self._group, self._group_size = self._make_group(task.cp_size), task.cp_size
@@ -222,28 +244,71 @@ class Controller:
         if faults:
             self._invalidate(task, faults)
 
+    def _identity(self, task: Task) -> tuple[object, ...]:
+        """What seeds the order of a task's trials."""
+        assert task.cell is not None
+        return self.spec.seed, task.cell.cell_id, task.launch, task.action, task.block
+
+    def _warm_up(self, task: Task) -> None:
+        """Blocks that are not kept: first all variants, so that what is compiled, paged in or allocated lazily is so before anything is
+        timed; then the arms, until their times have no trend any more."""
+        cell, plan = task.cell, self.spec.measurement
+        assert cell is not None
+        arms, controls = list(timed_arms(self.spec)), control_variants(self.spec.arms)
+        settling = Settling(arms)
+        while not settling.is_settled and settling.num_blocks < plan.max_warmup_blocks:
+            variants = arms if settling.num_blocks else arms + controls
+            identity = *self._identity(task), settling.num_blocks
+            block = warm_up_of(variants, plan.warmup_trials, len(cell.steps), *identity)
+            reports, _ = self._ask_block(block)
+            settling.add(reports)
+            if self._invalidate_for(task, reports):
+                return
+        self._tell("settled", task, settling)
+
     def _run_blocks(self, task: Task) -> None:
         cell, plan = task.cell, self.spec.measurement
         assert cell is not None
-        identity = self.spec.seed, cell.cell_id, task.launch, task.action, task.block
-        arms, controls, num_steps = list(self.spec.arms), control_variants(self.spec.arms), len(cell.steps)
-        match task.action:
-            case Action.WARM_UP:
-                # All variants: what is compiled, paged in or allocated lazily is so before anything is timed.
-                kind, block = ARMS, warm_up_of(arms + controls, plan.warmup_trials, num_steps, *identity)
-            case Action.MEASURE:
-                kind, block = ARMS, block_of(arms, plan.trials_per_block, num_steps, *identity)
-            case _:
-                kind, block = CONTROLS, block_of(controls, plan.control_trials, num_steps, *identity)
-        group = self._live_group()
+        if task.action is Action.MEASURE:
+            kind, variants, trials = ARMS, list(timed_arms(self.spec)), plan.trials_per_block
+        else:
+            kind, variants, trials = CONTROLS, control_variants(self.spec.arms), plan.control_trials
+        reports, wall_us = self._ask_block(block_of(variants, trials, len(cell.steps), *self._identity(task)))
+        self._tell("measured", task, kind, reports, wall_us, self._live_group().shares_clock)
+        self._invalidate_for(task, reports)
+
+    def _ask_block(self, block: RunBlock) -> tuple[list[BlockReport], float]:
+        """Every rank's report, and the wall time of it all, us."""
         began_ns = time.monotonic_ns()
-        answers = group.ask(block, plan.block_timeout_s)
+        answers = self._live_group().ask(block, self.spec.measurement.block_timeout_s)
         wall_us = (time.monotonic_ns() - began_ns) / 1e3
-        reports = [answer for answer in answers if isinstance(answer, BlockReport)]
-        if task.action is not Action.WARM_UP:
-            self._tell("measured", task, kind, reports, wall_us, group.shares_clock)
-        if faults := [fault for report in reports for fault in report.faults]:
+        return [answer for answer in answers if isinstance(answer, BlockReport)], wall_us
+
+    def _look(self, task: Task) -> None:
+        """A planned look at the data: cells that are decided get no further launch."""
+        left = {id(t.cell): t.cell for t in self.tasks if t.cell is not None and t.cp_size == task.cp_size}
+        decided = {cell.cell_id for cell in self._decided(list(left.values()))}
+        self._keep_only(task.cp_size, [cell for cell in left.values() if cell.cell_id not in decided])
+
+    def _keep_only(self, cp_size: int, cells: Sequence[Cell]) -> None:
+        """Drops what is planned for other cells of that size, and launches and looks that would serve none."""
+        kept = {cell.cell_id for cell in cells}
+        mine = [t for t in self.tasks if t.cp_size == cp_size and t.action is not Action.CLOSE]
+        launches = {t.launch for t in mine if t.cell is not None and t.cell.cell_id in kept}
+        dropped = {id(t) for t in mine if t.launch not in launches or (t.cell is not None and t.cell.cell_id not in kept)}
+        self.tasks = deque(t for t in self.tasks if id(t) not in dropped)
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        budget_s = self.spec.measurement.time_budget_s
+        return budget_s is not None and time.monotonic() - self._began_s > budget_s
+
+    def _invalidate_for(self, task: Task, reports: Sequence[BlockReport]) -> bool:
+        """Whether the reports hold faults; the cell is INVALID then."""
+        faults = [fault for report in reports for fault in report.faults]
+        if faults:
             self._invalidate(task, faults)
+        return bool(faults)
 
     def _invalidate(self, task: Task, faults: Sequence[Fault]) -> None:
         """The cell shows no speed; what else was planned for it is dropped."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from service.run.controller import Action, Observer, Task
 from service.run.rank_group import RankGroup
+from service.run.settling import Settling
 from service.store.records import Records
 from workers.messages import BlockReport, Fault, VerifyReport
 
@@ -26,6 +27,11 @@ class RecordsObserver(Observer):
 
     def verified(self, task: Task, reports: Sequence[VerifyReport]) -> None:
         self._records.add_verification(self._sweep_id, _cell_id(task), task.launch, task.action, reports)
+
+    def settled(self, task: Task, settling: Settling) -> None:
+        self._records.add_settling(
+            self._sweep_id, _cell_id(task), task.launch, settling.num_blocks, settling.trend, settling.is_settled
+        )
 
     def measured(self, task: Task, kind: str, reports: Sequence[BlockReport], wall_us: float, shares_clock: bool) -> None:
         self._records.add_block(self._sweep_id, _cell_id(task), task.launch, kind, task.block, reports, wall_us, shares_clock)

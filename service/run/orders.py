@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from experiments.names import Control, Schedule
+from experiments.names import AA_ARM, BASELINE_ARM, Control, Schedule
 from experiments.spec.arms import ArmSpec
 from experiments.spec.blocks import block_rows
-from service.judge.results import SERIAL_CONTROL, serial_arm
+from experiments.spec.experiment import ExperimentSpec
+from service.judge.judging import serial_arm
+from service.judge.results import SERIAL_CONTROL
 from workers.messages import RunBlock, TrialOrder, Variant
 
 ARMS = "arms"
@@ -26,8 +28,13 @@ def control_variants(arms: Mapping[str, ArmSpec]) -> list[str]:
     return [variant.key for variant in variants]
 
 
+def timed_arms(spec: ExperimentSpec) -> dict[str, ArmSpec]:
+    """The arms of a block: the spec's, and the baseline once more under another name."""
+    return {**spec.arms, AA_ARM: spec.arms[BASELINE_ARM]} if spec.measurement.aa else dict(spec.arms)
+
+
 def arms_with_serial(arms: Mapping[str, ArmSpec]) -> dict[str, ArmSpec]:
-    """The arms that ranks prepare: the spec's, and a `serial` one for the controls when the spec has none."""
+    """The arms that ranks prepare: those given, and a `serial` one for the controls when none of them is."""
     if serial_arm(arms) == SERIAL_CONTROL:
         return {**arms, SERIAL_CONTROL: ArmSpec()}
     return dict(arms)

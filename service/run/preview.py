@@ -8,7 +8,7 @@ from experiments.names import Scope
 from experiments.spec.blocks import rows_per_block
 from experiments.spec.cell import KEY_BYTES, Cell
 from experiments.spec.experiment import ExperimentSpec
-from service.run.orders import control_variants
+from service.run.orders import control_variants, timed_arms
 
 GEMM_FLOP_PER_US = 1e5
 LOGITS_FLOP_PER_US = 5e4
@@ -33,14 +33,15 @@ class CellPreview:
 def preview(spec: ExperimentSpec, cells: tuple[Cell, ...]) -> list[CellPreview]:
     """Every cell with what it costs and what is special about it."""
     plan, controls = spec.measurement, control_variants(spec.arms)
-    arms = rows_per_block(len(spec.arms), plan.trials_per_block) * plan.blocks * len(spec.arms)
+    num_arms = len(timed_arms(spec))
+    arms = rows_per_block(num_arms, plan.trials_per_block) * plan.blocks * num_arms
     control = rows_per_block(len(controls), plan.control_trials) * len(controls)
-    warm_up = plan.warmup_trials * (len(spec.arms) + len(controls))
-    timed = (arms + control) * plan.launches
+    warm_up = plan.warmup_trials * (2 * num_arms + len(controls))
+    timed = (arms + control) * plan.last_launches
     previews = []
     for cell in cells:
-        passes = timed + warm_up * plan.launches + 6 * len(spec.arms) * plan.launches
-        seconds = passes * sum(_trial_us(cell, i) for i in range(len(cell.steps))) / 1e6 + LAUNCH_S * plan.launches
+        passes = timed + warm_up * plan.last_launches + 6 * num_arms * plan.last_launches
+        seconds = passes * sum(_trial_us(cell, i) for i in range(len(cell.steps))) / 1e6 + LAUNCH_S * plan.last_launches
         notes = []
         if cell.steps_without_cp:
             notes.append(

@@ -8,18 +8,20 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiments.errors import SpecError
-from experiments.names import Device, SweepStatus
+from experiments.errors import SpecError, UserError
+from experiments.names import METHODOLOGY_VERSION, Device, SweepStatus
+from experiments.spec.cell import Cell
 from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
-from service.judge.results import SweepResult, judge_cell
+from service.judge.judging import is_decided, judge_sweep
+from service.judge.results import SweepResult
 from service.run.cluster import connect, refuse_if_too_small
 from service.run.controller import Controller
 from service.run.observers import RecordsObserver, progress
@@ -99,10 +101,16 @@ def measure(
     sweep_id = new_sweep_id()
     replay = replay_json(expansion)
     records.start_sweep(sweep_id, spec, expansion.cells, {**environment(), **extra_environment}, replay)
-    say(
-        f"sweep {sweep_id}: {spec.name}, {len(expansion.cells)} cells x {len(spec.arms)} arms x {spec.measurement.launches} launches"
-    )
-    controller = Controller(spec, expansion.cells, make_group, [RecordsObserver(records, sweep_id)], import_paths=import_paths)
+    plan = spec.measurement
+    launches = f"{plan.launches}" if plan.last_launches == plan.launches else f"{plan.launches} to {plan.last_launches}"
+    say(f"sweep {sweep_id}: {spec.name}, {len(expansion.cells)} cells x {len(spec.arms)} arms x {launches} launches")
+    num_comparisons = len(expansion.cells) * (len(spec.arms) - 1)
+
+    def decided(cells: Sequence[Cell]) -> list[Cell]:
+        return [cell for cell in cells if is_decided(records.cell(sweep_id, cell.cell_id), spec, num_comparisons)]
+
+    observers = [RecordsObserver(records, sweep_id)]
+    controller = Controller(spec, expansion.cells, make_group, observers, import_paths=import_paths, decided=decided)
     try:
         with _signals_raise(), progress(len(controller.tasks)) as watcher:
             controller.add_observer(watcher)
@@ -123,19 +131,26 @@ def measure(
 def load_result(records: Records, sweep_id: str) -> SweepResult:
     """A sweep as judged from its records, whenever that is asked."""
     row = records.sweep(sweep_id)
+    if row["methodology_version"] != METHODOLOGY_VERSION:
+        raise UserError(
+            f"SWEEP: {sweep_id} was measured under methodology {row['methodology_version']}, this version judges {METHODOLOGY_VERSION}: "
+            "use the version of cplab that measured it"
+        )
     spec = ExperimentSpec.model_validate(row["spec"])
-    cells = tuple(judge_cell(record, spec) for record in records.cells(sweep_id))
+    judged = judge_sweep(records.cells(sweep_id), spec)
     return SweepResult(
         sweep_id=sweep_id,
         experiment=row["experiment"],
         status=SweepStatus(row["status"]),
         spec_hash=row["spec_hash"],
         environment={**row["environment"], "launches": records.launches(sweep_id)},
-        cells=cells,
+        cells=judged.cells,
         replay=row["replay"],
         started_at=_utc(row["started_s"]),
         ended_at=_utc(row["ended_s"]) if row["ended_s"] else None,
         failure=row["failure"],
+        aa=judged.aa,
+        confidence=judged.confidence,
         methodology_version=row["methodology_version"],
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from experiments.names import Verdict
 from service.judge.results import ArmResult, CellResult, SweepResult
-from service.report.table import bounds, caveats, hardware, headings, rows, share, verdict_words
+from service.report.table import aa_words, bounds, caveats, hardware, headings, percent, rows, share, verdict_words
 
 MAX_NOTE_BYTES = 7600
 """MLflow cuts a tag at 8,000 characters; bytes are never fewer than characters."""
@@ -17,19 +17,19 @@ _MAX_LINE_BYTES = 400
 _URGENCY = {Verdict.INVALID: 0, Verdict.SLOWER: 1, Verdict.FASTER: 1, Verdict.UNRESOLVED: 2, Verdict.SAME: 3}
 
 
-def full_table(result: SweepResult, confidence: float) -> str:
+def full_table(result: SweepResult) -> str:
     """Every row and every caveat, as Markdown."""
-    table = _table(headings(confidence), rows(result))
+    table = _table(headings(result.confidence), rows(result))
     return "\n\n".join([*_opening(result), *_bullets(caveats(result)), table]) + "\n"
 
 
-def note(result: SweepResult, confidence: float) -> str:
+def note(result: SweepResult) -> str:
     """What fits below MLflow's limit: hardware, caveats, and the decisive rows.
 
     All rows in the order of the grid when they fit; else the compared arms alone, the most urgent first (INVALID, then what
     differs, by the size of the effect), as many as fit.
     """
-    names = ("cell", "arm", "verdict", f"time ratio [{100 * confidence:g} %]", "tokens/s", "hidden")
+    names = ("cell", "arm", "verdict", f"time ratio [{percent(result.confidence)} %]", "tokens/s", "hidden")
     # Lines over lines of caveats (one for each cell that failed) must not push the verdicts out.
     top = "\n\n".join([*_opening(result), *_bullets(_first(caveats(result), _MAX_CAVEATS_BYTES))])
     every = [(cell, arm) for cell in result.cells for arm in cell.arms]
@@ -51,7 +51,7 @@ def _opening(result: SweepResult) -> list[str]:
     return [
         f"**{result.experiment}**, sweep `{result.sweep_id}`, {result.status}, {result.started_at} to {result.ended_at or '?'},"
         f" methodology {result.methodology_version}",
-        f"Measured on: {_cut(hardware(result))}",
+        f"Measured on: {_cut(hardware(result))}. A/A: {aa_words(result.aa)}.",
     ]
 
 

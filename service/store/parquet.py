@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from experiments.names import BASELINE_ARM
+from experiments.names import AA_ARM, BASELINE_ARM
 from service.judge.results import SERIAL_CONTROL
 from service.judge.samples import Trial
 from workers.messages import Variant
@@ -15,8 +15,8 @@ TIME_COLUMNS = ("elapsed_us", "window_us", "gather_us", "wire_us", "late_us")
 
 
 def arm_trials(trials: Iterable[Trial], arm: str) -> list[Trial]:
-    """The trials of one arm and of its controls. The control arm that has no run of its own goes with the baseline."""
-    names = {arm, SERIAL_CONTROL} if arm == BASELINE_ARM else {arm}
+    """The trials of one arm and of its controls. The baseline's second copy, and the control arm that has no run of its own, go with it."""
+    names = {arm, AA_ARM, SERIAL_CONTROL} if arm == BASELINE_ARM else {arm}
     return [trial for trial in trials if Variant.parse(trial.variant).arm in names]
 
 

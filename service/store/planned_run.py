@@ -18,6 +18,7 @@ from experiments.names import Device, FabricKind, SweepStatus, Verdict
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.interval import Interval
 from service.judge.results import ArmResult, CellResult, SweepResult
+from service.report.table import aa_words
 from service.store.note import note
 
 KEY_TAG = "cplab.key"
@@ -130,9 +131,10 @@ def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResu
             **_coordinates(result.cells),
             "cell_id": "all",
             "arm": "all",
+            "aa": aa_words(result.aa),
             "role": "summary",
             "verdict": words,
-            "mlflow.note.content": note(result, spec.measurement.confidence),
+            "mlflow.note.content": note(result),
             **({"failure": _cut(result.failure)} if result.failure else {}),
         },
         params={
@@ -148,6 +150,9 @@ def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResu
                 "sweep/invalid": sum(cell.is_invalid for cell in result.cells),
                 "sweep/measured": sum(cell.is_measured for cell in result.cells),
                 "sweep/wall_s": span[1] - span[0],
+                "aa/flagged": len(result.aa.flagged),
+                "aa/cells": result.aa.cells,
+                "aa/min_p": result.aa.smallest_p,
                 **{f"verdicts/{name.value.lower()}": verdicts[name] for name in Verdict},
             }
         ),
@@ -229,6 +234,7 @@ def _check_metrics(cell: CellResult) -> dict[str, float]:
             "check/recall_r1": cell.checks.get("recall_r1"),
             "check/count": cell.checks.get("num_checks"),
             "check/faults": len(cell.faults),
+            "check/unsettled": cell.checks.get("unsettled_launches"),
         }
     )
 
@@ -247,6 +253,8 @@ def _speed_metrics(cell: CellResult, arm: ArmResult) -> dict[str, float]:
         "samples/count": arm.num_samples,
         "samples/launches": cell.launches,
     }
+    if cell.aa is not None:
+        values |= {"aa/time": cell.aa.ratio.estimate, "aa/low": cell.aa.ratio.low, "aa/high": cell.aa.ratio.high}
     if arm.latency is not None:
         values |= {
             "latency/p50_us": arm.latency.p50_us,
@@ -263,6 +271,7 @@ def _speed_metrics(cell: CellResult, arm: ArmResult) -> dict[str, float]:
             "ratio/min_time": fastest.estimate,
             "ratio/min_low": fastest.low,
             "ratio/min_high": fastest.high,
+            "ratio/p_value": arm.comparison.p_value,
             "ratio/detect_pct": arm.comparison.detectable_pct,
             "samples/pairs": arm.comparison.pairs,
         }

@@ -49,6 +49,13 @@ CREATE TABLE trial (
     PRIMARY KEY (sweep_id, cell_id, launch, kind, block, position));
 """
 
+_LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS settling (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, blocks INTEGER NOT NULL, trend REAL NOT NULL,
+    is_settled INTEGER NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch));
+"""
+"""Made on opening where they are missing: a file that lacks them is whole otherwise."""
+
 RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us")
 """What a trial keeps of every rank."""
 
@@ -75,6 +82,8 @@ class Records:
                     raise UserError(
                         f"CPLAB_HOME: {str(path)!r} holds records of schema {version}, this version reads {SCHEMA_VERSION}: set another CPLAB_HOME"
                     )
+                for statement in _LATER_TABLES.split(";"):
+                    self._db.execute(statement)
         except sqlite3.Error as error:
             raise UserError(f"CPLAB_HOME: records at {str(path)!r} cannot be opened: {error}") from None
         self._db.row_factory = sqlite3.Row
@@ -141,6 +150,17 @@ class Records:
                 "INSERT OR REPLACE INTO verification VALUES (?,?,?,?,?)",
                 (sweep_id, cell_id, launch, phase, json.dumps([asdict(report) for report in reports])),
             )
+
+    def add_settling(self, sweep_id: str, cell_id: str, launch: int, blocks: int, trend: float, is_settled: bool) -> None:
+        """How a launch's warm-up of a cell ended; `trend` is a share of the time, infinite after a single block."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO settling VALUES (?,?,?,?,?,?)", (sweep_id, cell_id, launch, blocks, trend, is_settled)
+            )
+
+    def _unsettled(self, sweep_id: str, cell_id: str) -> int:
+        query = "SELECT COUNT(*) FROM settling WHERE sweep_id=? AND cell_id=? AND NOT is_settled"
+        return int(self._db.execute(query, (sweep_id, cell_id)).fetchone()[0])
 
     def add_faults(self, sweep_id: str, cell_id: str, faults: Sequence[Fault]) -> None:
         """The cell is INVALID from here on."""
@@ -240,6 +260,12 @@ class Records:
         )
         return {cell_id: (start_s, end_s) for cell_id, start_s, end_s in rows}
 
+    def cell(self, sweep_id: str, cell_id: str) -> CellRecord:
+        """One cell of a sweep with all that was measured of it so far."""
+        row = self._db.execute("SELECT * FROM cell WHERE sweep_id=? AND cell_id=?", (sweep_id, cell_id)).fetchone()
+        assert row is not None, f"no cell {cell_id} in sweep {sweep_id}"
+        return self._cell(sweep_id, row)
+
     def cells(self, sweep_id: str) -> list[CellRecord]:
         """Every cell of a sweep with all that was measured of it."""
         rows = self._db.execute("SELECT * FROM cell WHERE sweep_id=? ORDER BY position", (sweep_id,)).fetchall()
@@ -259,7 +285,10 @@ class Records:
             trials=[_trial(trial) for trial in trials],
             faults=tuple(Fault(f["arm"], f["check"], f["detail"]) for f in faults),
             failure=row["failure"],
-            checks=_summarise_checks([report for check in checks for report in json.loads(check["reports"])]),
+            checks={
+                **_summarise_checks([report for check in checks for report in json.loads(check["reports"])]),
+                "unsettled_launches": self._unsettled(sweep_id, row["cell_id"]),
+            },
             path=row["path"],
             gather_floor_us=row["floor_us"],
         )

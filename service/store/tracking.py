@@ -195,7 +195,7 @@ def _artifact_writer(
             about = {name: run.tags[name] for name in identity}
             write_samples(folder / "samples.parquet", arm_trials(trials[run.cell_id], run.arm), about)
         else:
-            (folder / "table.md").write_text(full_table(result, spec.measurement.confidence))
+            (folder / "table.md").write_text(full_table(result))
             (folder / "result.json").write_text(result_json(result))
 
     return write

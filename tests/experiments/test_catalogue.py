@@ -69,7 +69,7 @@ def test_identity_is_content():
         ("cells.fabric={kind: emulated}", "needs bandwidth_mbps"),
         ("cells.fabric={kind: process_group, latency_us: 3}", "takes its pace from the real links"),
         ("measurement.gather_timeout_s=10ms", "measurement.gather_timeout_s"),
-        ("measurement.launches=2", "greater than or equal to 3"),
+        ("measurement.launches=4", "greater than or equal to 5"),
         ("measurement.launches=many", "measurement.launches"),
         ("workload.new_tokens=[]", "at least one"),
         ("workload.new_tokens=3", "4 new tokens in every sequence; the shortest has 3"),

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.names import SweepStatus
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
-from service.run.orders import ARMS, CONTROLS, block_of, control_variants
+from service.run.orders import ARMS, CONTROLS, block_of, control_variants, timed_arms
 from service.run.sweep import load_result
 from service.store.home import Home
 from service.store.records import Records
@@ -18,7 +18,7 @@ from workers.messages import BlockReport, Fault, TrialRow, Variant, VerifyReport
 
 GATHER_US = 200.0
 COMPUTE_US = 800.0
-HIDDEN = {"baseline": 0.0}
+HIDDEN = {"baseline": 0.0, "_aa": 0.0}
 """Share of the gather that an arm hides; 0.75 for any arm not named."""
 
 ENVIRONMENT: dict[str, Any] = {
@@ -42,7 +42,7 @@ def make_spec(num_cells: int = 2, **changes: Any) -> ExperimentSpec:
         "workload": {"kind": "grid", "new_tokens": [64 * (i + 1) for i in range(num_cells // 2)]},
         "cells": {"cp_size": 2, "split": "zigzag", "fabric": ["process_group", "emulated_20mbit"]},
         "arms": {"baseline": {"schedule": "serial"}, "overlapped": {"schedule": "overlap_rotate"}},
-        "measurement": {"launches": 3, "blocks": 1, "trials_per_block": 2, "control_trials": 2},
+        "measurement": {"launches": 5, "blocks": 1, "trials_per_block": 2, "control_trials": 2},
     }
     return ExperimentSpec.model_validate(values | changes)
 
@@ -77,7 +77,7 @@ def make_sweep(
             if position in invalid:
                 records.add_faults(sweep_id, cell.cell_id, [Fault("overlapped", "keys", "rank 1 differs | in 3 rows")])
             for kind, variants, trials, blocks in (
-                (ARMS, list(spec.arms), plan.trials_per_block, plan.blocks),
+                (ARMS, list(timed_arms(spec)), plan.trials_per_block, plan.blocks),
                 (CONTROLS, control_variants(spec.arms), plan.control_trials, 1),
             ):
                 for block in range(blocks):
@@ -108,7 +108,7 @@ def _row(key: str, row: int, step: int, rng: random.Random) -> TrialRow:
         step=step,
         elapsed_us=elapsed_us,
         start_us=0.0,
-        window_us=0.0 if variant.arm == "baseline" else 150.0,
+        window_us=0.0 if variant.arm in HIDDEN else 150.0,
         gather_us=gather_us if runs_gather else None,
         wire_us=0.9 * gather_us if runs_gather else None,
         arrival_us=rng.uniform(0, 3) if runs_gather else None,

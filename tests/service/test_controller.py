@@ -81,7 +81,7 @@ class Watcher(Observer):
 
 
 def controller(script=None, overrides=(), policy=None):
-    spec = catalogue.load("quickstart", ["measurement.launches=3", *overrides])
+    spec = catalogue.load("quickstart", ["measurement.launches=5", *overrides])
     groups = []
 
     def make_group(cp_size):
@@ -97,9 +97,9 @@ def test_a_sweep_visits_every_cell_in_every_launch():
     made, watcher, groups = controller()
     made.run()
     measured = Counter((e[1].cell.cell_id, e[1].launch, e[2]) for e in watcher.events if e[0] == "measured")
-    assert len(measured) == 4 * 3 * 2
+    assert len(measured) == 4 * 5 * 2
     assert set(measured.values()) == {1, 2}
-    assert groups[0].launches == 3
+    assert groups[0].launches == 5
     assert groups[0].is_closed
     assert made.failure == ""
 
@@ -119,13 +119,13 @@ def test_only_the_first_launch_of_a_cell_is_checked_deeply():
     made.run()
     deep = [r.deep for r in groups[0].seen if isinstance(r, VerifyCell)]
     assert sum(deep) == 4
-    assert len(deep) == 4 * 3 * 2
+    assert len(deep) == 4 * 5 * 2
 
 
 def test_each_cp_size_has_its_own_group():
     made, _, groups = controller(overrides=["cells.cp_size=[1,2]"])
     made.run()
-    assert [g.launches for g in groups] == [3, 3]
+    assert [g.launches for g in groups] == [5, 5]
     assert all(g.is_closed for g in groups)
 
 
@@ -162,7 +162,7 @@ def test_an_arm_that_breaks_costs_its_cell_and_new_ranks_go_on():
     invalid = [e for e in watcher.events if e[0] == "invalid"]
     assert len(invalid) == 1
     assert invalid[0][2][0].arm == "overlapped"
-    assert groups[0].launches == 4
+    assert groups[0].launches == 6
     assert {e[1].cell.cell_id for e in watcher.events if e[0] == "measured"} == {
         c.cell_id for c in catalogue.load("quickstart").expand().cells
     } - {invalid[0][1].cell.cell_id}

@@ -19,7 +19,7 @@ from tests.service.test_cli import ROOT, cplab
 
 SMALL = [
     *("--set", "workload.new_tokens=256", "--set", "cells.split=zigzag", "--set", "cells.fabric=emulated_20mbit"),
-    *("--set", "measurement.launches=3", "--set", "measurement.blocks=1", "--set", "measurement.trials_per_block=2"),
+    *("--set", "measurement.launches=5", "--set", "measurement.blocks=1", "--set", "measurement.trials_per_block=2"),
     *("--set", "measurement.control_trials=2", "--set", "measurement.warmup_trials=1"),
 ]
 
@@ -69,7 +69,7 @@ def test_an_emulated_link_shows_the_overlap(finished):
 def test_the_json_is_what_the_readme_says(finished):
     home, _ = finished
     result = json.loads((home / "out.json").read_text())
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert {"sweep_id", "experiment", "status", "spec_hash", "environment", "cells", "methodology_version"} <= set(result)
     cell = result["cells"][0]
     assert {"cell_id", "label", "split", "cp_size", "fabric_name", "valid", "faults", "checks", "path", "arms"} <= set(cell)
@@ -176,7 +176,7 @@ def test_a_trace_is_replayed(tmp_path):
             "--set",
             f"workload.trace={trace}",
             "--set",
-            "measurement.launches=3",
+            "measurement.launches=5",
             "--set",
             "workload.max_prompt_tokens=256",
         ),
@@ -237,5 +237,5 @@ def test_the_ratios_can_be_drawn(finished, tmp_path):
     records = Records(home / "records.db")
     result = load_result(records, json.loads((home / "out.json").read_text())["sweep_id"])
     records.close()
-    draw_forest(result, tmp_path / "ratios.png", 0.95)
+    draw_forest(result, tmp_path / "ratios.png")
     assert (tmp_path / "ratios.png").read_bytes()[:4] == b"\x89PNG"

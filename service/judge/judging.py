@@ -1,0 +1,186 @@
+"""Judging: from the records of a sweep's cells to its results. All cells are read together, since their levels depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from experiments.names import AA_ARM, BASELINE_ARM, Schedule, Verdict
+from experiments.spec.arms import ArmSpec
+from experiments.spec.experiment import ExperimentSpec
+from service.judge.accounting import Account, AccountSummary, ArmTimes, account, summarise
+from service.judge.comparison import SAME_ERROR, Evidence, evidence_of
+from service.judge.family import discovery_level, flagged
+from service.judge.looks import Looks
+from service.judge.results import SERIAL_CONTROL, AACheck, ArmResult, CellRecord, CellResult, Latency
+from service.judge.samples import Sample, by_launch, percentile, reduce_trials
+from service.judge.verdict import Judgement, judge
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A cell's samples and the evidence on its arms, before anything is read at a level."""
+
+    record: CellRecord
+    samples: list[Sample]
+    evidence: dict[str, Evidence | None]
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The errors at which differences (two-sided) and equalities (each of two sides) are read."""
+
+    difference: float
+    same: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All cells of a sweep, read together.
+
+    Attributes:
+        confidence: What every ratio's interval holds with, corrected for the number of comparisons and discoveries.
+    """
+
+    cells: tuple[CellResult, ...]
+    aa: AACheck
+    confidence: float
+
+
+def judge_sweep(records: Sequence[CellRecord], spec: ExperimentSpec) -> Judged:
+    """Right first, then a number, then a reason for it."""
+    readings = [_read(record, spec) for record in records]
+    levels = _levels(readings, spec)
+    cells = tuple(_judge_cell(reading, spec, levels) for reading in readings)
+    return Judged(cells, _check_aa(readings, spec), 1 - levels.difference)
+
+
+def is_decided(record: CellRecord, spec: ExperimentSpec, num_comparisons: int) -> bool:
+    """Whether a cell needs no further launch: every arm's verdict stands, or its interval is as narrow as asked.
+
+    Read as if no other comparison of the sweep's `num_comparisons` were a discovery: whatever the others turn out to be, the
+    level can only become less strict.
+    """
+    reading, plan = _read(record, spec), spec.measurement
+    levels = _Levels((1 - plan.confidence) / num_comparisons, SAME_ERROR / num_comparisons)
+    evidence = [reading.evidence[name] for name in spec.arms if name != BASELINE_ARM]
+    read = [e.read(levels.difference, levels.same) for e in evidence if e is not None]
+    if record.faults or len(read) < len(evidence):
+        return bool(record.faults)
+    if plan.precision_pct is None:
+        return all(judge(c, plan.indifference_pct).verdict is not Verdict.UNRESOLVED for c in read)
+    return all(max(c.ratio.high / c.ratio.estimate, c.ratio.estimate / c.ratio.low) <= 1 + plan.precision_pct / 100 for c in read)
+
+
+def _read(record: CellRecord, spec: ExperimentSpec) -> _Reading:
+    plan = spec.measurement
+    looks = Looks(plan.launches, plan.last_launches)
+    samples = reduce_trials(record.trials) if not record.faults else []
+    others = [*(name for name in spec.arms if name != BASELINE_ARM), AA_ARM]
+    return _Reading(record, samples, {name: evidence_of(samples, name, BASELINE_ARM, looks) for name in others})
+
+
+def _levels(readings: Sequence[_Reading], spec: ExperimentSpec) -> _Levels:
+    found = [e for reading in readings for name, e in reading.evidence.items() if e is not None and name != AA_ARM]
+    rate = 1 - spec.measurement.confidence
+    if not found:
+        return _Levels(rate, SAME_ERROR)
+    return _Levels(
+        discovery_level([e.p_value for e in found], rate),
+        discovery_level([e.p_same(spec.measurement.indifference_pct) for e in found], SAME_ERROR),
+    )
+
+
+def _check_aa(readings: Sequence[_Reading], spec: ExperimentSpec) -> AACheck:
+    pairs = {str(r.record.cell["label"]): e.p_value for r in readings if (e := r.evidence[AA_ARM]) is not None}
+    flags = flagged(list(pairs.values()), 1 - spec.measurement.confidence)
+    return AACheck(
+        flagged=tuple(label for label, is_flagged in zip(pairs, flags, strict=True) if is_flagged),
+        cells=len(pairs),
+        smallest_p=min(pairs.values(), default=None),
+    )
+
+
+def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> CellResult:
+    record, aa = reading.record, reading.evidence[AA_ARM]
+    is_valid = not record.faults
+    arms = tuple(_judge_arm(name, spec, reading, levels) for name in spec.arms)
+    late = [us for t in record.trials for us in t.late_us if us is not None and t.kind == "arms"]
+    skew = [t.skew_us for t in record.trials if t.skew_us is not None and t.kind == "arms"]
+    return CellResult(
+        cell=record.cell,
+        arms=arms,
+        faults=record.faults,
+        failure=record.failure,
+        checks=record.checks,
+        launches=len({t.launch for t in record.trials}),
+        path=record.path,
+        gather_floor_us=record.gather_floor_us,
+        gather_late_p50_us=median(late) if is_valid and late and record.gather_floor_us is not None else None,
+        skew_p50_us=median(skew) if is_valid and skew else None,
+        aa=aa.read(1 - spec.measurement.confidence, SAME_ERROR) if aa is not None else None,
+    )
+
+
+def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Levels) -> ArmResult:
+    plan, arm, samples, record = spec.measurement, spec.arms[name], reading.samples, reading.record
+    own = [s for s in samples if s.kind == "arms" and s.variant == name]
+    evidence = reading.evidence.get(name)
+    comparison = evidence.read(levels.difference, levels.same) if evidence is not None else None
+    judgement = (
+        Judgement(Verdict.INVALID, reason=record.faults[0].detail) if record.faults else judge(comparison, plan.indifference_pct)
+    )
+    times = [s.max_us for s in own]
+    gathers = [s.gather_us for s in own if s.gather_us is not None]
+    latency = None
+    if times:
+        latency = Latency(percentile(times, 0.5), percentile(times, 0.9), max(times), percentile([s.min_us for s in own], 0.5))
+    tokens = record.cell["new_tokens"] / spec.dims.num_layers
+    return ArmResult(
+        arm=name,
+        factors={key: str(value) for key, value in arm.model_dump(mode="json").items()},
+        differs=arm.differs_from(spec.arms[BASELINE_ARM]),
+        verdict=judgement.verdict if name != BASELINE_ARM or record.faults else None,
+        is_small=judgement.is_small,
+        reason=judgement.reason if name != BASELINE_ARM or record.faults else "",
+        comparison=comparison,
+        latency=latency,
+        tokens_per_s=tokens * 1e6 / latency.p50_us if latency else None,
+        gather_p50_us=median(gathers) if gathers else None,
+        account=_account_arm(name, spec.arms, samples, plan.confidence),
+        num_samples=len(own),
+    )
+
+
+def serial_arm(arms: Mapping[str, ArmSpec]) -> str:
+    """The arm whose exposed time is G: the first `serial` one, or the one that the controls add."""
+    return next((name for name, arm in arms.items() if arm.schedule == Schedule.SERIAL), SERIAL_CONTROL)
+
+
+def _account_arm(name: str, arms: Mapping[str, ArmSpec], samples: Sequence[Sample], confidence: float) -> AccountSummary | None:
+    accounts: list[Account] = []
+    serial = serial_arm(arms)
+    for launch in by_launch(samples).values():
+        arm_times, serial_times = _arm_times(name, launch), _arm_times(serial, launch)
+        if arm_times is not None and serial_times is not None:
+            accounts.append(account(arm_times, serial_times))
+    return summarise(accounts, confidence) if accounts else None
+
+
+def _arm_times(name: str, launch: Sequence[Sample]) -> ArmTimes | None:
+    """Medians of one launch's passes."""
+
+    def passes(variant: str) -> list[Sample]:
+        return [s for s in launch if s.variant == variant]
+
+    total, compute, zero_byte = passes(name), passes(f"{name}/prefilled"), passes(f"{name}/zero_byte")
+    if not total or not compute:
+        return None
+    compute_us = median(s.max_us for s in compute)
+    return ArmTimes(
+        total_us=median(s.max_us for s in total),
+        compute_us=compute_us,
+        zero_byte_us=median(s.max_us for s in zero_byte) if zero_byte else compute_us,
+        window_us=median(s.window_us for s in compute),
+    )
