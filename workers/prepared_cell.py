@@ -228,6 +228,8 @@ class PreparedCell:
         start_us = self.lanes.now_us()
         result = schedule(self.indexer, shard, exchange)
         q, k, topk = self._finish(result, prepared, shard, cache, scope)
+        if wait_us := self.arms[variant.arm].planted_wait_us:
+            self.lanes.busy_wait(wait_us)
         elapsed_us = self.lanes.now_us() - start_us
         digests = (self._digest(q), self._digest(k))
         self.lanes.drain()

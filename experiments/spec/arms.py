@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from experiments.errors import unknown_name
 from experiments.names import Payload, Schedule, Transport
@@ -21,6 +21,10 @@ class ArmSpec(BaseModel):
     """A shipped schedule's name, or `module:function`, the user's own."""
     payload: Payload = Payload.BF16
     transport: Transport = Transport.COLLECTIVE
+    planted_wait_us: float = Field(0.0, ge=0, le=1e7, allow_inf_nan=False)
+    """An extra wait that the main lane spins through in every layer that this arm and its controls time: a slow-down of known size, for
+    power studies and tests. It changes no output. It is a factor like the others, so a result that has one says so: in `factors`, in
+    `differs`, and in the notes below the table."""
 
     @field_validator("schedule")
     @classmethod
@@ -36,4 +40,4 @@ class ArmSpec(BaseModel):
     def differs_from(self, other: ArmSpec) -> dict[str, tuple[str, str]]:
         """The factors that a comparison with `other` is about: name -> (other's value, this one's)."""
         ours, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return {factor: (theirs[factor], ours[factor]) for factor in ours if ours[factor] != theirs[factor]}
+        return {factor: (str(theirs[factor]), str(ours[factor])) for factor in ours if ours[factor] != theirs[factor]}

@@ -154,8 +154,10 @@ def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Leve
 
 
 def serial_arm(arms: Mapping[str, ArmSpec]) -> str:
-    """The arm whose exposed time is G: the first `serial` one, or the one that the controls add."""
-    return next((name for name, arm in arms.items() if arm.schedule == Schedule.SERIAL), SERIAL_CONTROL)
+    """The arm whose exposed time is G: the first `serial` one without a planted wait, or the one that the controls add."""
+    return next(
+        (name for name, arm in arms.items() if arm.schedule == Schedule.SERIAL and not arm.planted_wait_us), SERIAL_CONTROL
+    )
 
 
 def _account_arm(name: str, arms: Mapping[str, ArmSpec], samples: Sequence[Sample], confidence: float) -> AccountSummary | None:

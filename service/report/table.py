@@ -73,6 +73,16 @@ def hardware(result: SweepResult) -> str:
     return f"{where}, {env['cores']} cores, {env['cpu']}; torch {versions['torch']}, ray {versions['ray']}; revision {env['revision'][:12]}"
 
 
+def _planted(result: SweepResult) -> list[str]:
+    """What was made slower or later on purpose."""
+    waits = {arm.arm: float(arm.factors.get("planted_wait_us", 0)) for cell in result.cells for arm in cell.arms}
+    return [
+        f"arm {arm}: slowed by a planted wait of {wait_us:g} us a layer (arms.{arm}.planted_wait_us), which is none of its schedule"
+        for arm, wait_us in waits.items()
+        if wait_us
+    ]
+
+
 def caveats(result: SweepResult) -> list[str]:
     """What a reader must know before believing a row."""
     lines = []
@@ -87,6 +97,7 @@ def caveats(result: SweepResult) -> list[str]:
         lines.append("CPU ranks: says nothing about NCCL on GPUs")
     if any(cell.cell["beyond_upstream"] for cell in result.cells):
         lines.append("several sequences under zigzag: beyond what upstream supports")
+    lines += _planted(result)
     if result.aa.flagged:
         lines.append(f"A/A FLAGGED, do not trust this sweep: equal code looked different in {', '.join(result.aa.flagged)}")
     unsettled = sum(cell.checks["unsettled_launches"] for cell in result.cells)

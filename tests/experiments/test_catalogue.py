@@ -63,7 +63,10 @@ def test_identity_is_content():
         ("cells.split=zigzga", "cells.split"),
         ("dims=deepseek", "unknown dims preset 'deepseek' (did you mean 'deepseek_v32'?)"),
         ("arms.overlapped.schedule=overlap", "unknown schedule 'overlap' (did you mean 'overlap_rotate'?)"),
-        ("arms.overlapped.sched=serial", "unknown key 'sched' (did you mean 'schedule'?); allowed: payload, schedule, transport"),
+        (
+            "arms.overlapped.sched=serial",
+            "unknown key 'sched' (did you mean 'schedule'?); allowed: payload, planted_wait_us, schedule, transport",
+        ),
         ("cells.fabric=ethernet", "unknown fabric 'ethernet'"),
         ("cells.fabric={kind: emulated, bandwidth_gbps: 1}", "unknown key 'bandwidth_gbps' (did you mean 'bandwidth_mbps'?)"),
         ("cells.fabric={kind: emulated}", "needs bandwidth_mbps"),

@@ -28,6 +28,10 @@ class Lanes(Protocol):
         """Runs one stage on the calling lane."""
         ...
 
+    def busy_wait(self, wait_us: float) -> None:
+        """Keeps the main lane busy for that long with nothing."""
+        ...
+
     def fork(self, work: Callable[[], Any]) -> Join:
         """Starts `work` on the side lane, after everything that the main lane has done so far."""
         ...

@@ -37,6 +37,11 @@ class CpuLanes:
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         return function(*args)
 
+    def busy_wait(self, wait_us: float) -> None:
+        end_ns = time.monotonic_ns() + round(wait_us * 1e3)
+        while time.monotonic_ns() < end_ns:
+            pass
+
     def fork(self, work: Callable[[], Any]) -> CpuJoin:
         # Eager CPU operators are complete when they return: what the main lane did so far is there to read.
         future = self._side.submit(work)

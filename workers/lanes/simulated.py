@@ -51,6 +51,9 @@ class SimulatedLanes:
         self.spend(getattr(self.simulation, f"{name}_us"))
         return function(*args)
 
+    def busy_wait(self, wait_us: float) -> None:
+        self._main_us += wait_us
+
     def fork(self, work: Callable[[], Any]) -> SimulatedJoin:
         self._main_us += self.simulation.fork_us
         self._side_us = max(self._side_us, self._main_us)
