@@ -38,10 +38,11 @@ def make_cell(
     scope: Scope = Scope.QK,
     dims: DimsSpec = TINY,
     device: Device = Device.CPU,
+    skew_us: float = 0.0,
 ) -> Cell:
     """A cell over those steps (one of 64 tokens when none is given)."""
     steps = steps or (make_step((0, 64)),)
-    return Cell("test", steps, len(steps) > 1, split, cp_size, FABRICS[fabric], scope, Regime.DRAINED, dims, device)
+    return Cell("test", steps, len(steps) > 1, split, cp_size, FABRICS[fabric], scope, Regime.DRAINED, dims, device, skew_us)
 
 
 BOTH_ARMS = {"baseline": ArmSpec(), "overlapped": ArmSpec(schedule="overlap_rotate")}

@@ -24,6 +24,7 @@ from workers.indexer.simulated import SimulatedIndexer
 from workers.indexer.weights import IndexerWeights, checkpoint_weights, seeded_weights
 from workers.inputs import InputPool
 from workers.lanes import Lanes
+from workers.lanes.simulated import SimulatedLanes
 from workers.messages import PrepareCell, Variant
 from workers.schedules import ScheduleFunction, resolve_schedule, serial
 from workers.splits import plan
@@ -94,7 +95,8 @@ class PreparedCell:
         self.fabric: Fabric = make_fabric(cell.fabric, transport)
         self._unpaced: Fabric = make_fabric(PRESETS["process_group"], transport)
         if self.is_simulated:
-            self.fabric = self._unpaced = SimulatedFabric(request.simulation)
+            assert isinstance(lanes, SimulatedLanes)
+            self.fabric = self._unpaced = SimulatedFabric(request.simulation, lanes, transport)
         rope = RotaryTable(cell.dims)
         self.steps = [self._prepare_step(index, rope) for index in range(len(cell.steps))]
         self.rope = rope
@@ -223,9 +225,7 @@ class PreparedCell:
         if control is Control.GATHER_ALONE:
             return self._run_gather(exchange, shard)
         schedule = self.schedules[variant.arm]
-        self.lanes.drain()
-        self.transport.barrier()
-        start_us = self.lanes.now_us()
+        start_us = self._start_together()
         result = schedule(self.indexer, shard, exchange)
         q, k, topk = self._finish(result, prepared, shard, cache, scope)
         if wait_us := self.arms[variant.arm].planted_wait_us:
@@ -235,12 +235,21 @@ class PreparedCell:
         self.lanes.drain()
         return Outcome(elapsed_us, start_us, exchange, exchange.fault(), q, k, topk, digests)
 
+    def _start_together(self) -> float:
+        """Both lanes idle, all ranks here, the last one late by the cell's skew; the time, us."""
+        self.lanes.drain()
+        if isinstance(self.lanes, SimulatedLanes):
+            self.lanes.pass_until(max(self.transport.all_gather_us(self.lanes.now_us())))
+        else:
+            self.transport.barrier()
+        if self.cell.skew_us and self.rank == self.cell.cp_size - 1:
+            self.lanes.busy_wait(self.cell.skew_us)
+        return self.lanes.now_us()
+
     def _run_gather(self, exchange: Exchange, shard: Shard) -> Outcome:
         _, k = self.indexer.project(shard)
         k = self.indexer.rotate(k)
-        self.lanes.drain()
-        self.transport.barrier()
-        start_us = self.lanes.now_us()
+        start_us = self._start_together()
         k = exchange.gather(k)
         return Outcome(self.lanes.now_us() - start_us, start_us, exchange, None, k=k)
 

@@ -20,7 +20,11 @@ KEY_BYTES = 256
 
 @dataclass(frozen=True)
 class Cell:
-    """Workload x split x cp_size x fabric x scope x regime x dims, on one device."""
+    """Workload x split x cp_size x fabric x scope x regime x dims (x injected skew), on one device.
+
+    Attributes:
+        skew_us: The last rank starts every trial that much after the others.
+    """
 
     workload_label: str
     steps: Workload
@@ -32,10 +36,15 @@ class Cell:
     regime: Regime
     dims: DimsSpec
     device: Device
+    skew_us: float = 0.0
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """What the identity is made of, as JSON values; the workload by its steps, so that a label can be renamed."""
+        """What the identity is made of, as JSON values; the workload by its steps, so that a label can be renamed.
+
+        A coordinate that came later is left out where it is at rest, so that an older cell keeps its identity.
+        """
+        later = {"skew_us": self.skew_us} if self.skew_us else {}
         return {
             "steps": [[[s.prefix_tokens, s.new_tokens] for s in step.sequences] for step in self.steps],
             "split": self.split.value,
@@ -45,6 +54,7 @@ class Cell:
             "regime": self.regime.value,
             "dims": self.dims.model_dump(mode="json"),
             "device": self.device.value,
+            **later,
         }
 
     @cached_property
@@ -54,10 +64,11 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Readable, and unique inside a sweep; the usual scope is left out."""
+        """Readable, and unique inside a sweep; the usual scope and no skew are left out."""
         simulated = "simulated-" if self.device is Device.SIMULATED else ""
         scope = f"-{self.scope}" if self.scope is not Scope.QK else ""
-        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}"
+        skew = f"-skew{self.skew_us:g}us" if self.skew_us else ""
+        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}{skew}"
 
     @property
     def new_tokens(self) -> int:
@@ -105,6 +116,7 @@ class Cell:
             "beyond_upstream": self.beyond_upstream,
             "fabric_name": self.fabric.name,
             "dims_name": self.dims.name,
+            "skew_us": self.skew_us,
             **{key: value for key, value in self.content.items() if key != "steps"},
         }
 

@@ -27,6 +27,9 @@ from experiments.workload.step import Workload
 _MODEL = ConfigDict(extra="forbid", frozen=True)
 
 
+_Microseconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+
+
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
@@ -57,8 +60,16 @@ class CellsSpec(BaseModel):
     fabric: Annotated[tuple[FabricSpec, ...], BeforeValidator(_preset_fabrics)]
     scope: Annotated[tuple[Scope, ...], BeforeValidator(_listed)] = (Scope.QK,)
     regime: Annotated[tuple[Regime, ...], BeforeValidator(_listed)] = (Regime.DRAINED,)
+    skew_us: Annotated[tuple[_Microseconds, ...], BeforeValidator(_listed)] = (0.0,)
+    """The last rank starts every trial of every arm that much after the others."""
 
-    _no_repeats = field_validator("split", "cp_size", "fabric", "scope", "regime")(_distinct)
+    _no_repeats = field_validator("split", "cp_size", "fabric", "scope", "regime", "skew_us")(_distinct)
+
+    @model_validator(mode="after")
+    def _somebody_can_be_late(self) -> Self:
+        if any(self.skew_us) and 1 in self.cp_size:
+            raise ValueError(f"skew_us {max(self.skew_us):g} needs a rank to be late for: drop 1 from cp_size, or use skew_us 0")
+        return self
 
 
 class ExperimentSpec(BaseModel):
@@ -119,12 +130,14 @@ class ExperimentSpec(BaseModel):
         else:
             workloads = [(point.label, point.steps) for point in self.workload.points()]
         c = self.cells
-        axes: Iterable[tuple[Any, ...]] = itertools.product(c.cp_size, workloads, c.split, c.fabric, c.scope, c.regime)
+        axes: Iterable[tuple[Any, ...]] = itertools.product(c.cp_size, workloads, c.split, c.fabric, c.scope, c.regime, c.skew_us)
         cells = []
-        for cp_size, (label, steps), split, fabric, scope, regime in axes:
+        for cp_size, (label, steps), split, fabric, scope, regime, skew_us in axes:
             if replay is None and (reason := why_not(split, steps[0], cp_size)):
                 raise SpecError(f"workload.new_tokens: {reason} (cell {label}); give longer sequences or change cells.cp_size")
-            cells.append(Cell(label, steps, replay is not None, split, cp_size, fabric, scope, regime, self.dims, self.device))
+            cells.append(
+                Cell(label, steps, replay is not None, split, cp_size, fabric, scope, regime, self.dims, self.device, skew_us)
+            )
         return Expansion(cells=tuple(cells), replay=replay)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from experiments.names import AA_ARM, BASELINE_ARM, Schedule, Verdict
 from experiments.spec.arms import ArmSpec
@@ -108,6 +108,7 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
     arms = tuple(_judge_arm(name, spec, reading, levels) for name in spec.arms)
     late = [us for t in record.trials for us in t.late_us if us is not None and t.kind == "arms"]
     skew = [t.skew_us for t in record.trials if t.skew_us is not None and t.kind == "arms"]
+    lateness = [t.lateness_us for t in record.trials if t.lateness_us and t.kind == "arms"]
     return CellResult(
         cell=record.cell,
         arms=arms,
@@ -119,6 +120,7 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
         gather_floor_us=record.gather_floor_us,
         gather_late_p50_us=median(late) if is_valid and late and record.gather_floor_us is not None else None,
         skew_p50_us=median(skew) if is_valid and skew else None,
+        lateness_us=tuple(fmean(rank) for rank in zip(*lateness, strict=True)) if is_valid else (),
         aa=aa.read(1 - spec.measurement.confidence, SAME_ERROR) if aa is not None else None,
     )
 

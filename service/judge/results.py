@@ -59,6 +59,8 @@ class CellResult:
     gather_floor_us: float | None
     gather_late_p50_us: float | None
     skew_p50_us: float | None
+    lateness_us: tuple[float, ...]
+    """By rank: how much later than the first one it arrived at the gather, on the mean over the arms' trials; empty without a shared clock."""
     aa: Comparison | None
     """The second copy of the baseline against the first, read by itself."""
 

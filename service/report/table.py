@@ -76,7 +76,10 @@ def hardware(result: SweepResult) -> str:
 def _planted(result: SweepResult) -> list[str]:
     """What was made slower or later on purpose."""
     waits = {arm.arm: float(arm.factors.get("planted_wait_us", 0)) for cell in result.cells for arm in cell.arms}
+    late = sorted({float(cell.cell.get("skew_us", 0)) for cell in result.cells} - {0})
     return [
+        f"skew {us:g} us: in those cells the last rank starts every trial that late, in every arm (cells.skew_us)" for us in late
+    ] + [
         f"arm {arm}: slowed by a planted wait of {wait_us:g} us a layer (arms.{arm}.planted_wait_us), which is none of its schedule"
         for arm, wait_us in waits.items()
         if wait_us

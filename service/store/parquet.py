@@ -10,7 +10,7 @@ from service.judge.results import SERIAL_CONTROL
 from service.judge.samples import Trial
 from workers.messages import Variant
 
-TIME_COLUMNS = ("elapsed_us", "window_us", "gather_us", "wire_us", "late_us")
+TIME_COLUMNS = ("elapsed_us", "window_us", "gather_us", "wire_us", "late_us", "lateness_us")
 """What each rank saw of a trial, us; null where no gather ran."""
 
 
@@ -52,7 +52,7 @@ def write_samples(path: Path, trials: Iterable[Trial], about: Mapping[str, str])
             columns[name] += [getattr(trial, name)] * ranks
         columns["rank"] += range(ranks)
         for name in TIME_COLUMNS:
-            columns[name] += getattr(trial, name)
+            columns[name] += getattr(trial, name) or (None,) * ranks
     table = pa.table(columns, schema=schema)
     pq.write_table(table, path, compression="zstd")
     return int(table.num_rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -213,12 +213,19 @@ def _coordinates(cells: list[CellResult] | tuple[CellResult, ...]) -> dict[str, 
         "scope": values("scope"),
         "regime": values("regime"),
         "dims": values("dims_name"),
+        **_unusual(cells),
     }
+
+
+def _unusual(cells: Sequence[CellResult]) -> dict[str, str]:
+    """Coordinates that most sweeps leave at rest, where one of the cells does not."""
+    found = {name: sorted({float(cell.cell.get(name, 0)) for cell in cells}) for name in ("skew_us",)}
+    return {name: _cut(",".join(f"{value:g}" for value in values)) for name, values in found.items() if any(values)}
 
 
 def _params(spec: ExperimentSpec, cell: CellResult, arm: ArmResult) -> dict[str, str]:
     names = ("workload", "num_steps", "new_tokens", "prefix_tokens", "cp_size", "split", "scope", "regime", "device")
-    coordinates = {name: _cut(str(cell.cell[name])) for name in names}
+    coordinates = {name: _cut(str(cell.cell[name])) for name in names} | _unusual([cell])
     fabric, dims = cell.cell["fabric_name"], cell.cell["dims_name"]
     return {"arm": arm.arm, **arm.factors, **coordinates, "fabric": fabric, "dims": dims, **_plan_params(spec)}
 
@@ -250,6 +257,7 @@ def _speed_metrics(cell: CellResult, arm: ArmResult) -> dict[str, float]:
         "gather/late_us": cell.gather_late_p50_us,
         "gather/floor_us": cell.gather_floor_us,
         "gather/skew_us": cell.skew_p50_us,
+        "gather/latest_us": max(cell.lateness_us, default=None),
         "samples/count": arm.num_samples,
         "samples/launches": cell.launches,
     }

@@ -47,6 +47,7 @@ def test_a_block_comes_back_as_it_was(records):
     assert len(trials) == 4
     assert trials[0].elapsed_us == (100.0, 101.0)
     assert trials[0].skew_us == 3.5
+    assert trials[0].lateness_us == (0.0, 3.5)
     assert [t.variant for t in trials] == ["baseline", "overlapped"] * 2
 
 
@@ -59,7 +60,17 @@ def test_a_repeated_block_replaces(records):
 
 def test_arrivals_mean_nothing_without_a_shared_clock(records):
     records.add_block("s1", CELLS[0].cell_id, 0, "arms", 0, reports(), 2e3, shares_clock=False)
-    assert records.cells("s1")[0].trials[0].skew_us is None
+    trial = records.cells("s1")[0].trials[0]
+    assert trial.skew_us is None
+    assert trial.lateness_us == ()
+    assert load_result(records, "s1").cells[0].lateness_us == ()
+
+
+def test_every_ranks_lateness_is_its_mean_behind_the_first(records):
+    for block, arrivals in enumerate([(10.0, 13.0), (25.0, 20.0)]):
+        records.add_block("s1", CELLS[0].cell_id, 0, "arms", block, reports(arrivals), 2e3)
+    records.add_block("s1", CELLS[0].cell_id, 0, "controls", 0, reports((0.0, 500.0)), 2e3)
+    assert load_result(records, "s1").cells[0].lateness_us == (2.5, 1.5)
 
 
 def test_faults_make_a_cell_invalid_and_hide_its_speed(records):

@@ -1,4 +1,4 @@
-"""The fabric of the simulated device: nothing moves; its time is a stage of the simulated lanes."""
+"""The fabric of the simulated device: no key moves; a gather takes the planted time from the last rank's arrival on the virtual clock."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import torch
 
 from experiments.spec.simulation import SimulationSpec
 from workers.fabrics.base import GatherTimes
+from workers.fabrics.transport import CollectiveTransport
+from workers.lanes.simulated import SimulatedLanes
 from workers.splits.plan import GatherPlan
 
 
 class SimulatedFabric:
-    """See `Fabric`. The lanes have already spent the planted gather_us when this is called."""
+    """See `Fabric`. Ranks tell each other when they arrive, so that a late one holds up the others as it would in earnest."""
 
     path = "simulated"
 
-    def __init__(self, simulation: SimulationSpec) -> None:
-        self._gather_us = simulation.gather_us
+    def __init__(self, simulation: SimulationSpec, lanes: SimulatedLanes, transport: CollectiveTransport) -> None:
+        self._gather_us, self._lanes, self._transport = simulation.gather_us, lanes, transport
 
     def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherTimes:
         """See `Fabric.gather`."""
-        return GatherTimes(gather_us=self._gather_us, wire_us=self._gather_us, arrival_us=0.0, late_us=0.0)
+        arrival_us = self._lanes.now_us()
+        self._lanes.pass_until(max(self._transport.all_gather_us(arrival_us)) + self._gather_us)
+        gather_us = self._lanes.now_us() - arrival_us
+        return GatherTimes(gather_us=gather_us, wire_us=gather_us, arrival_us=arrival_us, late_us=0.0)

@@ -42,6 +42,12 @@ class CollectiveTransport:
             warnings.simplefilter("ignore", FutureWarning)
             self._all_gather(out, local, group=self._group)
 
+    def all_gather_us(self, time_us: float) -> list[float]:
+        """One time of every rank, in rank order."""
+        everyone = torch.empty(dist.get_world_size(self._group) if self._group else 1, dtype=torch.float64)
+        self.all_gather(everyone.view(torch.uint8), torch.tensor([time_us], dtype=torch.float64).view(torch.uint8))
+        return [float(us) for us in everyone]
+
     def barrier(self) -> None:
         if self._group is not None:
             dist.barrier(group=self._group)

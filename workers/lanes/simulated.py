@@ -1,7 +1,8 @@
 """Simulated lanes: a virtual clock over planted stage times. Stages see meta tensors, so shapes are real and arithmetic is not.
 
 The planted truth: while the side lane is in flight, main-lane work advances at rate 1 / (1 + main_slowdown); the side lane keeps
-its own pace; fork and join cost the main lane fork_us and join_us.
+its own pace; fork and join cost the main lane fork_us and join_us. The clocks of the ranks are aligned where a trial begins, and from there on they
+only meet in gathers.
 """
 
 from __future__ import annotations
@@ -47,8 +48,16 @@ class SimulatedLanes:
         else:
             self._main_us += under_gather_us + (work_us - under_gather_us / slow)
 
+    def pass_until(self, end_us: float) -> None:
+        """Advances the calling lane to a time that is not in its past."""
+        if self._in_side:
+            self._side_us = end_us
+        else:
+            self._main_us = end_us
+
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
-        self.spend(getattr(self.simulation, f"{name}_us"))
+        if name != "gather":  # the fabric knows when it ends: that depends on the other ranks
+            self.spend(getattr(self.simulation, f"{name}_us"))
         return function(*args)
 
     def busy_wait(self, wait_us: float) -> None:
