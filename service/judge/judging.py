@@ -108,7 +108,9 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
     arms = tuple(_judge_arm(name, spec, reading, levels) for name in spec.arms)
     late = [us for t in record.trials for us in t.late_us if us is not None and t.kind == "arms"]
     skew = [t.skew_us for t in record.trials if t.skew_us is not None and t.kind == "arms"]
-    lateness = [t.lateness_us for t in record.trials if t.lateness_us and t.kind == "arms"]
+    lateness = [
+        [us for us in t.lateness_us if us is not None] for t in record.trials if t.skew_us is not None and t.kind == "arms"
+    ]
     return CellResult(
         cell=record.cell,
         arms=arms,

@@ -32,8 +32,8 @@ class Trial:
     late_us: tuple[float | None, ...]
     skew_us: float | None
     """Spread of the ranks' arrivals at the gather; None where none ran or clocks are not shared."""
-    lateness_us: tuple[float, ...] = ()
-    """How much later than the first one each rank arrived; empty where `skew_us` is None."""
+    lateness_us: tuple[float | None, ...] = ()
+    """How much later than the first one each rank arrived; None as `skew_us` is."""
 
 
 @dataclass(frozen=True)

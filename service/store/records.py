@@ -329,7 +329,7 @@ def _trial(row: sqlite3.Row) -> Trial:
         wire_us=column["wire_us"],
         late_us=column["late_us"],
         skew_us=max(arrivals) - min(arrivals) if arrivals else None,
-        lateness_us=tuple(us - min(arrivals) for us in arrivals) if len(arrivals) == len(ranks) else (),
+        lateness_us=tuple(None if us is None else us - min(arrivals) for us in column["arrival_us"]),
     )
 
 

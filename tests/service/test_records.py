@@ -62,7 +62,7 @@ def test_arrivals_mean_nothing_without_a_shared_clock(records):
     records.add_block("s1", CELLS[0].cell_id, 0, "arms", 0, reports(), 2e3, shares_clock=False)
     trial = records.cells("s1")[0].trials[0]
     assert trial.skew_us is None
-    assert trial.lateness_us == ()
+    assert trial.lateness_us == (None, None)
     assert load_result(records, "s1").cells[0].lateness_us == ()
 
 
