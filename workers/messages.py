@@ -91,9 +91,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class VerifyCell:
-    """Check every arm against `serial`, and `serial` against R2 when `deep`. Answer: VerifyReport."""
+    """Check every arm against `serial`. Answer: VerifyReport.
+
+    Attributes:
+        deep: `serial` against the references as well, and every arm on every input.
+        late: Every arm once more with its gather held back: a missing wait then reads poison.
+    """
 
     deep: bool
+    late: bool = True
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,14 @@ class Correct:
     k_SD: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Selected:
+    """Digests of the index keys and of the selections that `serial` makes of one (step, input)."""
+
+    keys: int
+    topk: int
+
+
 @dataclass
 class Outcome:
     """One run: what came out, and when.
@@ -102,6 +110,7 @@ class PreparedCell:
         self.rope = rope
         self._caches: dict[int, KeyCache] = {}
         self._correct: dict[tuple[int, int], Correct] = {}
+        self.selected: dict[tuple[int, int], Selected] = {}
         self._next_input = 0
 
     def _load_weights(self, request: PrepareCell) -> IndexerWeights:

@@ -99,17 +99,21 @@ class CPRank:
         if self._lanes is not None:
             self._lanes.close()
         self._cell = None  # its buffers go before the next cell's come
+        gc.unfreeze()
+        gc.collect()
         # A join outlasts the gather under it: the group's own time-out, which names the missing rank, comes first.
         self._lanes = make_lanes(request.cell.device, request.simulation, 2 * self._joined.timeout_s)
         self._request = request
         self._cell = PreparedCell(request, self._joined.rank, self._lanes, self._transport)
+        # What lives now (torch's own objects, most of it) lives to the end of the cell: a collection before each block need not walk it.
+        gc.freeze()
         rank, path = self._joined.rank, self._cell.fabric.path
         plans = [step.plan for step in self._cell.steps]
         return Prepared(rank, plans[0].local_tokens, tuple(plan.received_bytes(KEY_BYTES) for plan in plans), path)
 
     def _verify(self, request: VerifyCell) -> VerifyReport:
         assert self._cell is not None and self._request is not None and self._joined is not None
-        return verify_cell(self._cell, self._request.verify, self._joined.rank, request.deep)
+        return verify_cell(self._cell, self._request.verify, self._joined.rank, request.deep, request.late)
 
     def _run_block(self, request: RunBlock) -> BlockReport:
         assert self._cell is not None and self._joined is not None

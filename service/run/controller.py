@@ -49,6 +49,10 @@ class Task:
     block: int = 0
 
 
+SETTLED = frozenset({Action.MEASURE, Action.CONTROL, Action.VERIFY_AFTER})
+"""What a launch does with a cell once its trials have no trend any more."""
+
+
 class Decision(StrEnum):
     """What to do after a failure."""
 
@@ -89,7 +93,7 @@ class Observer:
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None: ...
 
-    def task_ended(self, task: Task) -> None: ...
+    def task_ended(self, task: Task, took_s: float) -> None: ...
 
 
 def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec) -> list[Task]:
@@ -155,11 +159,12 @@ class Controller:
         """Does the next task, and says which it was."""
         task = self.tasks.popleft()
         self._tell("task_started", task)
+        began_s = time.monotonic()
         try:
             self._do(task)
         except GroupLostError as error:
             self._fail(task, error)
-        self._tell("task_ended", task)
+        self._tell("task_ended", task, time.monotonic() - began_s)
         return task
 
     def close(self) -> None:
@@ -233,7 +238,8 @@ class Controller:
         assert task.cell is not None
         # Against the reference once a cell; every later check is bit for bit against `serial`, which that check has proven.
         deep = task.action is Action.VERIFY and self._first_launch_of.setdefault(task.cell.cell_id, task.launch) == task.launch
-        answers = self._live_group().ask(VerifyCell(deep), self.spec.measurement.block_timeout_s)
+        is_first = task.action is Action.VERIFY
+        answers = self._live_group().ask(VerifyCell(deep, late=is_first), self.spec.measurement.block_timeout_s)
         reports = [answer for answer in answers if isinstance(answer, VerifyReport)]
         self._tell("verified", task, reports)
         faults = [fault for report in reports for fault in report.faults]

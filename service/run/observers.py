@@ -39,6 +39,10 @@ class RecordsObserver(Observer):
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None:
         self._records.add_faults(self._sweep_id, _cell_id(task), faults)
 
+    def task_ended(self, task: Task, took_s: float) -> None:
+        cell_id = task.cell.cell_id if task.cell else ""
+        self._records.add_spent(self._sweep_id, cell_id, task.cp_size, task.launch, task.action, task.block, took_s)
+
 
 def _cell_id(task: Task) -> str:
     assert task.cell is not None
@@ -66,7 +70,7 @@ class ProgressBar(Observer):
     def task_started(self, task: Task) -> None:
         self._progress.update(self._bar, description=_words(task))
 
-    def task_ended(self, task: Task) -> None:
+    def task_ended(self, task: Task, took_s: float) -> None:
         self._progress.advance(self._bar)
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None:
@@ -89,7 +93,7 @@ class PlainLines(Observer):
         if task.action in (Action.LAUNCH, Action.PREPARE):
             print(f"[{self._done:4d}/{self._total}] {_words(task)}", flush=True)
 
-    def task_ended(self, task: Task) -> None:
+    def task_ended(self, task: Task, took_s: float) -> None:
         self._done += 1
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None:

@@ -53,6 +53,9 @@ _LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS settling (
     sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, blocks INTEGER NOT NULL, trend REAL NOT NULL,
     is_settled INTEGER NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch));
+CREATE TABLE IF NOT EXISTS spent (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, cp_size INTEGER NOT NULL, launch INTEGER NOT NULL, action TEXT NOT NULL,
+    block INTEGER NOT NULL, took_s REAL NOT NULL, PRIMARY KEY (sweep_id, cell_id, cp_size, launch, action, block));
 """
 """Made on opening where they are missing: a file that lacks them is whole otherwise."""
 
@@ -161,6 +164,18 @@ class Records:
     def _unsettled(self, sweep_id: str, cell_id: str) -> int:
         query = "SELECT COUNT(*) FROM settling WHERE sweep_id=? AND cell_id=? AND NOT is_settled"
         return int(self._db.execute(query, (sweep_id, cell_id)).fetchone()[0])
+
+    def add_spent(self, sweep_id: str, cell_id: str, cp_size: int, launch: int, action: str, block: int, took_s: float) -> None:
+        """What a task took, seconds; `cell_id` is empty for what concerns a whole group."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO spent VALUES (?,?,?,?,?,?,?)", (sweep_id, cell_id, cp_size, launch, action, block, took_s)
+            )
+
+    def spent(self, sweep_id: str) -> list[tuple[str, float]]:
+        """(action, seconds) of every task of a sweep that ended."""
+        rows = self._db.execute("SELECT action, took_s FROM spent WHERE sweep_id=?", (sweep_id,))
+        return [(row["action"], row["took_s"]) for row in rows]
 
     def add_faults(self, sweep_id: str, cell_id: str, faults: Sequence[Fault]) -> None:
         """The cell is INVALID from here on."""

@@ -76,11 +76,14 @@ class Watcher(Observer):
     def measured(self, task, kind, reports, wall_us, shares_clock):
         self.events.append(("measured", task, kind))
 
+    def settled(self, task, settling):
+        self.events.append(("settled", task, settling))
+
     def invalid(self, task, faults):
         self.events.append(("invalid", task, faults))
 
 
-def controller(script=None, overrides=(), policy=None):
+def controller(script=None, overrides=(), policy=None, decided=lambda cells: ()):
     spec = catalogue.load("quickstart", ["measurement.launches=5", *overrides])
     groups = []
 
@@ -89,7 +92,7 @@ def controller(script=None, overrides=(), policy=None):
         return groups[-1]
 
     watcher = Watcher()
-    made = Controller(spec, spec.expand().cells, make_group, [watcher], policy)
+    made = Controller(spec, spec.expand().cells, make_group, [watcher], policy, decided=decided)
     return made, watcher, groups
 
 
@@ -215,3 +218,107 @@ def test_blocks_are_balanced_reproducible_and_never_alike():
     assert block != block_of(["a", "b", "c"], 6, 2, "cell", 2)
     assert Counter((o.variant, o.step) for o in block.orders) == {(v, s): 6 for v in "abc" for s in (0, 1)}
     assert len(warm_up_of(["a", "b"], 3, 1, 0).orders) == 6
+
+
+def blocks_by_launch(watcher):
+    """(cells, launches) that were measured, as {launch: cell ids}."""
+    found = {}
+    for event in watcher.events:
+        if event[0] == "measured":
+            found.setdefault(event[1].launch, set()).add(event[1].cell.cell_id)
+    return found
+
+
+def test_a_decided_cell_gets_no_further_launch_and_the_others_do():
+    asked = []
+
+    def decided(cells):
+        asked.append([cell.cell_id for cell in cells])
+        return cells[:1] if len(asked) == 1 else ()
+
+    made, watcher, _ = controller(overrides=["measurement.max_launches=20"], decided=decided)
+    made.run()
+    measured = blocks_by_launch(watcher)
+    assert [len(cells) for cells in asked] == [4, 3, 3]  # looks after 5, 8 and 13 launches; none after the last
+    assert sorted(measured) == list(range(20))
+    assert all(len(measured[launch]) == (4 if launch < 5 else 3) for launch in measured)
+    assert asked[0][0] not in measured[5]
+
+
+def test_once_every_cell_is_decided_nothing_is_launched():
+    made, watcher, groups = controller(overrides=["measurement.max_launches=20"], decided=lambda cells: cells)
+    made.run()
+    assert groups[0].launches == 5
+    assert sorted(blocks_by_launch(watcher)) == list(range(5))
+    assert groups[0].is_closed
+
+
+def test_a_cell_is_not_judged_between_looks():
+    asked = []
+    made, _, _ = controller(overrides=["measurement.max_launches=5"], decided=asked.append)
+    made.run()
+    assert asked == []
+
+
+def test_a_time_budget_ends_a_sweep_after_its_first_launches():
+    made, watcher, groups = controller(overrides=["measurement.max_launches=50", "measurement.time_budget_s=0.001"])
+    made.run()
+    assert groups[0].launches == 5
+    assert sorted(blocks_by_launch(watcher)) == list(range(5))
+
+
+def timed_block(elapsed_us):
+    """Answers blocks of trials that take `elapsed_us(n)` in the n-th one."""
+    blocks = []
+
+    def answer(request):
+        blocks.append(request)
+        us = elapsed_us(len(blocks))
+        rows = tuple(TrialRow(o.variant, o.row, o.step, us, 0.0, 0.0, None, None, None, None) for o in request.orders)
+        return [BlockReport(rank, rows, (), 1.0) for rank in range(2)]
+
+    return answer, blocks
+
+
+ONE_CELL = ["cells.fabric=process_group", "cells.split=zigzag"]
+
+
+def test_warming_up_goes_on_until_two_blocks_agree():
+    # 100, 50, 25 us, then steady: the third and the fourth block agree.
+    answer, blocks = timed_block(lambda n: max(100.0 / 2 ** (n - 1), 25.0))
+    made, watcher, _ = controller({RunBlock: answer}, ONE_CELL)
+    made.run()
+    first = next(e[2] for e in watcher.events if e[0] == "settled")
+    assert first.num_blocks == 4
+    assert first.is_settled
+    assert "baseline/prefilled" in {o.variant for o in blocks[0].orders}  # everything that will be timed has run once
+    assert {o.variant for o in blocks[1].orders} == {"baseline", "overlapped", "_aa"}
+
+
+def test_a_launch_that_never_settles_is_timed_and_told():
+    answer, _ = timed_block(lambda n: 100.0 * 1.2**n)
+    made, watcher, _ = controller({RunBlock: answer}, [*ONE_CELL, "measurement.max_warmup_blocks=3"])
+    made.run()
+    told = [e[2] for e in watcher.events if e[0] == "settled"]
+    assert len(told) == 5
+    assert all(s.num_blocks == 3 and not s.is_settled for s in told)
+    assert len(blocks_by_launch(watcher)) == 5
+
+
+def test_the_second_copy_of_the_baseline_is_timed_in_every_block_unless_it_is_off():
+    for setting, variants in (("true", {"baseline", "overlapped", "_aa"}), ("false", {"baseline", "overlapped"})):
+        answer, blocks = timed_block(lambda n: 1.0)
+        made, _, _ = controller({RunBlock: answer}, [*ONE_CELL, f"measurement.aa={setting}"])
+        made.run()
+        arms = [{o.variant for o in block.orders} for block in blocks if not any("/" in o.variant for o in block.orders)]
+        assert arms
+        assert all(found == variants for found in arms)
+
+
+def test_every_task_is_timed():
+    made, watcher, _ = controller(overrides=ONE_CELL)
+    times = []
+    watcher.task_ended = lambda task, took_s: times.append((task.action, took_s))
+    made.run()
+    assert {action for action, _ in times} == set(Action) - {Action.LOOK}
+    assert all(took_s >= 0 for _, took_s in times)
