@@ -19,4 +19,4 @@ class SimulatedFabric:
 
     def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherTimes:
         """See `Fabric.gather`."""
-        return GatherTimes(gather_us=self._gather_us, wire_us=self._gather_us, arrival_us=0.0, late_us=0.0)
+        return GatherTimes(gather_us=self._gather_us, pad_us=0.0, wire_us=self._gather_us, arrival_us=0.0, late_us=0.0)

@@ -42,6 +42,14 @@ class CollectiveTransport:
             warnings.simplefilter("ignore", FutureWarning)
             self._all_gather(out, local, group=self._group)
 
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        """To one rank, which receives."""
+        dist.send(tensor, to, group=self._group)
+
+    def receive(self, tensor: torch.Tensor, source: int) -> None:
+        """From one rank, which sends."""
+        dist.recv(tensor, source, group=self._group)
+
     def barrier(self) -> None:
         if self._group is not None:
             dist.barrier(group=self._group)
