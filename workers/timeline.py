@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.names import Lane
+from experiments.names import Lane, Part
 
 
 @dataclass(frozen=True)
@@ -37,4 +37,4 @@ class Timeline:
     @property
     def spans(self) -> tuple[Span, ...]:
         """By start; what encloses comes before what it holds."""
-        return tuple(sorted(self._spans[::-1], key=lambda span: (span.start_ns, -span.end_ns)))
+        return tuple(sorted(self._spans, key=lambda span: (span.start_ns, -span.end_ns, span.stage in set(Part))))

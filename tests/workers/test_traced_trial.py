@@ -137,9 +137,7 @@ def test_spans_lie_in_their_trial_and_parts_in_their_gather(reports):
         assert edges == sorted(edges)
         for lane in Lane:
             whole = [span for span in trace.spans if span.lane is lane and span not in parts]
-            assert all(one.end_ns <= other.start_ns for one, other in itertools.pairwise(whole)), (
-                "a lane does one thing"
-            )
+            assert all(one.end_ns <= other.start_ns for one, other in itertools.pairwise(whole)), "a lane does one thing"
 
 
 def test_the_gather_runs_beside_the_rotation_in_the_overlapped_arm_alone(reports):
