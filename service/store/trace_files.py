@@ -55,7 +55,7 @@ def draw_first(records: Records, result: SweepResult, path: Path) -> None:
 
 
 def _title(result: SweepResult, cell: CellResult) -> str:
-    return f"{cell.label}, one traced trial of each arm; sweep {result.sweep_id}\n{hardware(result)}"
+    return f"{cell.label}, one traced, untimed trial of each arm; sweep {result.sweep_id}\n{hardware(result)}"
 
 
 def _hosts(result: SweepResult, num_ranks: int) -> list[str]:
