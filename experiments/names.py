@@ -87,6 +87,28 @@ class Control(StrEnum):
     """Only the gather, on the main lane."""
 
 
+class Lane(StrEnum):
+    """Where a stage runs on its rank."""
+
+    MAIN = "main"
+    SIDE = "side"
+
+
+class Part(StrEnum):
+    """What a trace shows besides the stages: what lies inside a gather, and the main lane's own share of one on the side lane."""
+
+    FORK = "fork"
+    """The launch point: the main lane hands the gather over."""
+    JOIN = "join"
+    """The main lane waits for the gather."""
+    PAD = "pad"
+    WIRE = "wire"
+    RERANGE = "re-range"
+    """Trim, and put the rows in token order."""
+    WAIT = "planted wait"
+    """An arm's stated extra wait, or a cell's stated skew."""
+
+
 class Verdict(StrEnum):
     FASTER = "FASTER"
     SLOWER = "SLOWER"

@@ -73,6 +73,10 @@ def run(
     overrides: SetOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="Draw the ratios there (PNG, SVG).")] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Trace one more, untimed trial of every arm: for Perfetto, and as a picture.")
+    ] = False,
+    lanes: Annotated[Path | None, typer.Option("--lanes", metavar="FILE", help="Draw the first trace there (PNG, SVG).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run; start nothing.")] = False,
 ) -> ExitCode:
     """Runs an experiment and prints its verdicts."""
@@ -81,7 +85,7 @@ def run(
     experiment = catalogue.load(spec, overrides or [])
     if plan:
         return _plan(experiment)
-    for option, file in (("--json", json_file), ("--picture", picture)):
+    for option, file in (("--json", json_file), ("--picture", picture), ("--lanes", lanes)):
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
     from service.report.json_report import result_json
@@ -91,7 +95,7 @@ def run(
 
     home = open_home()
     try:
-        result = run_sweep(experiment, home, lambda line: print(line, flush=True))
+        result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace or lanes is not None)
     except SweepKilledError as killed:
         _complain("killed", Exception(killed))
         return ExitCode.INFRASTRUCTURE
@@ -102,8 +106,29 @@ def run(
         from service.report.forest import draw_forest
 
         draw_forest(result, picture)
+    if trace or lanes is not None:
+        _write_traces(home, result, lanes)
     _publish(home, result.sweep_id)
     return _exit_code(result)
+
+
+def _write_traces(home: Any, result: Any, lanes: Path | None) -> None:
+    from service.store.records import Records
+    from service.store.trace_files import draw_first, write_trace_files
+
+    records = Records(home.records)
+    try:
+        files = write_trace_files(home, records, result)
+        if lanes is not None:
+            draw_first(records, result, lanes)
+    finally:
+        records.close()
+    where = home.traces / result.sweep_id
+    print(
+        f"traces:  {where}: lanes.png, and trace.json for ui.perfetto.dev"
+        if files
+        else "traces:  none: no cell was traced and valid"
+    )
 
 
 def _exit_code(result: Any) -> ExitCode:

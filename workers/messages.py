@@ -10,6 +10,7 @@ from experiments.spec.cell import Cell
 from experiments.spec.measurement import VerifySpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
+from workers.timeline import Span
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,37 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
+class TraceCell:
+    """Run one more trial of each of these arms and write down what ran where and when. Answer: TraceReport."""
+
+    arms: tuple[str, ...]
+    step: int
+    shares_clock: bool
+    """Whether all ranks read one clock already."""
+
+
+@dataclass(frozen=True)
+class ArmTrace:
+    """One traced trial on one rank, on rank 0's clock: from the barrier to the end of the scope, and the spans in between."""
+
+    arm: str
+    start_ns: int
+    end_ns: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class TraceReport:
+    rank: int
+    arms: tuple[ArmTrace, ...]
+    faults: tuple[Fault, ...]
+    offset_ns: int
+    """What was added to this rank's clock."""
+    uncertainty_ns: int
+    """How far off that may be; 0 where ranks share a clock."""
+
+
+@dataclass(frozen=True)
 class RankFault:
     """The answer of a rank that could not do what it was asked."""
 
@@ -193,5 +225,5 @@ class Pong:
     pid: int = field(default=0)
 
 
-Request = OpenStore | JoinGroup | PrepareCell | VerifyCell | RunBlock | Ping
-Answer = StoreOpen | Joined | Prepared | VerifyReport | BlockReport | RankFault | Pong
+Request = OpenStore | JoinGroup | PrepareCell | VerifyCell | RunBlock | TraceCell | Ping
+Answer = StoreOpen | Joined | Prepared | VerifyReport | BlockReport | TraceReport | RankFault | Pong

@@ -30,6 +30,8 @@ from workers.messages import (
     Request,
     RunBlock,
     StoreOpen,
+    TraceCell,
+    TraceReport,
     TrialOrder,
     TrialRow,
     Variant,
@@ -37,6 +39,7 @@ from workers.messages import (
     VerifyReport,
 )
 from workers.prepared_cell import PreparedCell
+from workers.traced_trial import trace_arms
 from workers.verify import ArmError, run_arm, verify_cell
 
 
@@ -65,6 +68,8 @@ class CPRank:
                     return self._verify(request)
                 case RunBlock():
                     return self._run_block(request)
+                case TraceCell():
+                    return self._trace(request)
                 case Ping():
                     return Pong(os.getpid())
         except ArmError as error:
@@ -130,6 +135,15 @@ class CPRank:
         finally:
             gc.enable()
         return BlockReport(self._joined.rank, tuple(rows), tuple(faults), (time.monotonic_ns() - began_ns) / 1e3)
+
+    def _trace(self, request: TraceCell) -> TraceReport:
+        assert self._cell is not None
+        gc.collect()
+        gc.disable()  # as in a block: a trace shows what the timed trials did
+        try:
+            return trace_arms(self._cell, request)
+        finally:
+            gc.enable()
 
     def _trial(self, cell: PreparedCell, order: TrialOrder) -> tuple[TrialRow, Fault | None]:
         variant = Variant.parse(order.variant)

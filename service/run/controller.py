@@ -21,7 +21,17 @@ from service.judge.looks import Looks
 from service.run.orders import ARMS, CONTROLS, arms_with_serial, block_of, control_variants, timed_arms, warm_up_of
 from service.run.rank_group import GroupLostError, RankGroup
 from service.run.settling import Settling
-from workers.messages import BlockReport, Fault, PrepareCell, Prepared, RunBlock, VerifyCell, VerifyReport
+from workers.messages import (
+    BlockReport,
+    Fault,
+    PrepareCell,
+    Prepared,
+    RunBlock,
+    TraceCell,
+    TraceReport,
+    VerifyCell,
+    VerifyReport,
+)
 
 
 class Action(StrEnum):
@@ -33,6 +43,7 @@ class Action(StrEnum):
     WARM_UP = "warm up"
     MEASURE = "measure"
     CONTROL = "control"
+    TRACE = "trace"
     VERIFY_AFTER = "verify after"
     LOOK = "look"
     CLOSE = "close"
@@ -91,13 +102,15 @@ class Observer:
 
     def measured(self, task: Task, kind: str, reports: Sequence[BlockReport], wall_us: float, shares_clock: bool) -> None: ...
 
+    def traced(self, task: Task, reports: Sequence[TraceReport]) -> None: ...
+
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None: ...
 
     def task_ended(self, task: Task, took_s: float) -> None: ...
 
 
-def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec) -> list[Task]:
-    """Every step of a sweep, in order."""
+def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec, trace: bool = False) -> list[Task]:
+    """Every step of a sweep, in order. `trace`: with a trace of each cell, behind its timed blocks of the last launch that all cells get."""
     tasks: list[Task] = []
     plan = spec.measurement
     looks = Looks(plan.launches, plan.last_launches).planned
@@ -112,6 +125,8 @@ def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec) -> list[Task]:
                 tasks.append(Task(Action.WARM_UP, cp_size, launch, cell))
                 tasks += [Task(Action.MEASURE, cp_size, launch, cell, block) for block in range(plan.blocks)]
                 tasks.append(Task(Action.CONTROL, cp_size, launch, cell))
+                if trace and launch == plan.launches - 1:
+                    tasks.append(Task(Action.TRACE, cp_size, launch, cell))
                 tasks.append(Task(Action.VERIFY_AFTER, cp_size, launch, cell))
             if launch + 1 in looks[:-1]:
                 tasks.append(Task(Action.LOOK, cp_size, launch))
@@ -131,9 +146,10 @@ class Controller:
         policy: FailurePolicy | None = None,
         import_paths: Sequence[str] = (),
         decided: Decided = lambda cells: (),
+        trace: bool = False,
     ) -> None:
         self.spec = spec
-        self.tasks = deque(plan_tasks(cells, spec))
+        self.tasks = deque(plan_tasks(cells, spec, trace))
         self.arms = arms_with_serial(timed_arms(spec))
         self.failure: str = ""
         self._make_group, self._observers, self._policy = make_group, list(observers), policy or StopUnlessArm()
@@ -185,6 +201,8 @@ class Controller:
                 self._warm_up(task)
             case Action.MEASURE | Action.CONTROL:
                 self._run_blocks(task)
+            case Action.TRACE:
+                self._trace(task)
             case Action.LOOK:
                 self._look(task)
             case Action.CLOSE:
@@ -289,6 +307,19 @@ class Controller:
         answers = self._live_group().ask(block, self.spec.measurement.block_timeout_s)
         wall_us = (time.monotonic_ns() - began_ns) / 1e3
         return [answer for answer in answers if isinstance(answer, BlockReport)], wall_us
+
+    def _trace(self, task: Task) -> None:
+        """One more trial of each arm, untimed, with the spans of its stages; of a workload's steps the one with most new tokens."""
+        cell, group = task.cell, self._live_group()
+        assert cell is not None
+        step = max(range(len(cell.steps)), key=lambda index: cell.steps[index].new_tokens)
+        answers = group.ask(TraceCell(tuple(self.spec.arms), step, group.shares_clock), self.spec.measurement.block_timeout_s)
+        reports = [answer for answer in answers if isinstance(answer, TraceReport)]
+        faults = [fault for report in reports for fault in report.faults]
+        if faults:
+            self._invalidate(task, faults)
+        else:
+            self._tell("traced", task, reports)
 
     def _look(self, task: Task) -> None:
         """A planned look at the data: cells that are decided get no further launch."""

@@ -10,7 +10,7 @@ from service.run.controller import Action, Observer, Task
 from service.run.rank_group import RankGroup
 from service.run.settling import Settling
 from service.store.records import Records
-from workers.messages import BlockReport, Fault, VerifyReport
+from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
 
 
 class RecordsObserver(Observer):
@@ -35,6 +35,9 @@ class RecordsObserver(Observer):
 
     def measured(self, task: Task, kind: str, reports: Sequence[BlockReport], wall_us: float, shares_clock: bool) -> None:
         self._records.add_block(self._sweep_id, _cell_id(task), task.launch, kind, task.block, reports, wall_us, shares_clock)
+
+    def traced(self, task: Task, reports: Sequence[TraceReport]) -> None:
+        self._records.add_trace(self._sweep_id, _cell_id(task), task.launch, reports)
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None:
         self._records.add_faults(self._sweep_id, _cell_id(task), faults)

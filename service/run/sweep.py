@@ -59,8 +59,8 @@ def check(spec: ExperimentSpec) -> Expansion:
     return expansion
 
 
-def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None]) -> SweepResult:
-    """Runs a spec on the cluster of this process; the result is computed from the records.
+def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None], trace: bool = False) -> SweepResult:
+    """Runs a spec on the cluster of this process; the result is computed from the records. `trace`: with a traced trial of every arm.
 
     Raises:
         UserError: Something that the user can mend; nothing was started.
@@ -78,7 +78,7 @@ def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None]) -> S
                 return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)
 
             import_paths = [str(Path.cwd())]
-            sweep_id = measure(spec, expansion, records, make_group, say, {"cluster": asdict(cluster)}, import_paths)
+            sweep_id = measure(spec, expansion, records, make_group, say, {"cluster": asdict(cluster)}, import_paths, trace)
         return load_result(records, sweep_id)
     finally:
         records.close()
@@ -92,6 +92,7 @@ def measure(
     say: Callable[[str], None],
     extra_environment: dict[str, Any],
     import_paths: list[str],
+    trace: bool = False,
 ) -> str:
     """Measures every cell on groups from `make_group`, into the records; the sweep's id.
 
@@ -110,7 +111,7 @@ def measure(
         return [cell for cell in cells if is_decided(records.cell(sweep_id, cell.cell_id), spec, num_comparisons)]
 
     observers = [RecordsObserver(records, sweep_id)]
-    controller = Controller(spec, expansion.cells, make_group, observers, import_paths=import_paths, decided=decided)
+    controller = Controller(spec, expansion.cells, make_group, observers, import_paths=import_paths, decided=decided, trace=trace)
     try:
         with _signals_raise(), progress(len(controller.tasks)) as watcher:
             controller.add_observer(watcher)

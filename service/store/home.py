@@ -29,6 +29,10 @@ class Home:
         return self.folder / "artifacts"
 
     @property
+    def traces(self) -> Path:
+        return self.folder / "traces"
+
+    @property
     def tracking_uri(self) -> str:
         """MLFLOW_TRACKING_URI, or the embedded SQLite store."""
         return os.environ.get(TRACKING_ENV_VAR) or f"sqlite:///{self.folder / 'mlflow.db'}"

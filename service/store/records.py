@@ -13,13 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from experiments.errors import UserError
 from experiments.names import METHODOLOGY_VERSION, SweepStatus
 from experiments.spec.cell import Cell, steps_as_json
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import CellRecord
 from service.judge.samples import Trial
-from workers.messages import BlockReport, Fault, VerifyReport
+from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
 
 SCHEMA_VERSION = 1
 
@@ -56,11 +58,17 @@ CREATE TABLE IF NOT EXISTS settling (
 CREATE TABLE IF NOT EXISTS spent (
     sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, cp_size INTEGER NOT NULL, launch INTEGER NOT NULL, action TEXT NOT NULL,
     block INTEGER NOT NULL, took_s REAL NOT NULL, PRIMARY KEY (sweep_id, cell_id, cp_size, launch, action, block));
+
+CREATE TABLE IF NOT EXISTS trace (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, reports TEXT NOT NULL, PRIMARY KEY (sweep_id, cell_id));
 """
 """Made on opening where they are missing: a file that lacks them is whole otherwise."""
 
 RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us")
 """What a trial keeps of every rank."""
+
+
+_TRACE_REPORTS = TypeAdapter(list[TraceReport])
 
 
 class Records:
@@ -177,6 +185,14 @@ class Records:
         rows = self._db.execute("SELECT action, took_s FROM spent WHERE sweep_id=?", (sweep_id,))
         return [(row["action"], row["took_s"]) for row in rows]
 
+    def add_trace(self, sweep_id: str, cell_id: str, launch: int, reports: Sequence[TraceReport]) -> None:
+        """A cell's traced trials, every rank's."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO trace VALUES (?,?,?,?)",
+                (sweep_id, cell_id, launch, json.dumps([asdict(report) for report in reports])),
+            )
+
     def add_faults(self, sweep_id: str, cell_id: str, faults: Sequence[Fault]) -> None:
         """The cell is INVALID from here on."""
         with self._transaction():
@@ -274,6 +290,11 @@ class Records:
             (sweep_id,),
         )
         return {cell_id: (start_s, end_s) for cell_id, start_s, end_s in rows}
+
+    def traces(self, sweep_id: str) -> dict[str, list[TraceReport]]:
+        """cell_id -> the reports of its traced trials, in rank order; cells without a trace are absent."""
+        rows = self._db.execute("SELECT cell_id, reports FROM trace WHERE sweep_id=?", (sweep_id,))
+        return {row["cell_id"]: _TRACE_REPORTS.validate_json(row["reports"]) for row in rows}
 
     def cell(self, sweep_id: str, cell_id: str) -> CellRecord:
         """One cell of a sweep with all that was measured of it so far."""

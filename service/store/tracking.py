@@ -6,6 +6,7 @@ nothing else. A repeat keeps what is complete and makes the rest anew.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from service.store.note import full_table
 from service.store.parquet import arm_trials, write_samples
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, PlannedRun, plan_runs
 from service.store.records import Records
+from service.store.trace_files import write_trace_files
 
 __all__ = ["Published", "TrackingError", "publish"]
 
@@ -76,7 +78,7 @@ def publish(records: Records, sweep_id: str, result: SweepResult, home: Home) ->
     try:
         spec = ExperimentSpec.model_validate(row["spec"])
         runs = plan_runs(row, spec, result, records.cell_spans(sweep_id))
-        write_artifacts = _artifact_writer(row, spec, result, records)
+        write_artifacts = _artifact_writer(row, spec, result, records, home)
         with filelock.FileLock(lock_path(home), LOCK_TIMEOUT_S):
             store = open_store(home, spec.suite)
             kept, created = _Publication(store, sweep_id, write_artifacts).bring(runs)
@@ -176,7 +178,7 @@ class _Publication:
 
 
 def _artifact_writer(
-    row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, records: Records
+    row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, records: Records, home: Home
 ) -> Callable[[PlannedRun, Path], None]:
     """A function that writes a run's artifacts into a folder."""
     import yaml
@@ -186,6 +188,7 @@ def _artifact_writer(
         "environment.json": json_text(result.environment),
     }
     trials: dict[str, Sequence[Trial]] = {record.cell["cell_id"]: record.trials for record in records.cells(row["sweep_id"])}
+    traces = write_trace_files(home, records, result)
 
     def write(run: PlannedRun, folder: Path) -> None:
         for name, text in shared.items():
@@ -194,6 +197,8 @@ def _artifact_writer(
             identity = ("sweep_id", "cell_id", "arm", "methodology_version", "verdict", "emulated", "simulated")
             about = {name: run.tags[name] for name in identity}
             write_samples(folder / "samples.parquet", arm_trials(trials[run.cell_id], run.arm), about)
+            for file in traces.get(run.cell_id, ()):
+                shutil.copy(file, folder)
         else:
             (folder / "table.md").write_text(full_table(result))
             (folder / "result.json").write_text(result_json(result))

@@ -17,6 +17,8 @@ from workers.messages import (
     Prepared,
     RankFault,
     RunBlock,
+    TraceCell,
+    TraceReport,
     TrialRow,
     VerifyCell,
     VerifyReport,
@@ -54,6 +56,8 @@ class FakeGroup:
             case RunBlock():
                 rows = tuple(TrialRow(o.variant, o.row, o.step, 1.0, 0.0, 0.0, None, None, None, None) for o in request.orders)
                 return [BlockReport(rank, rows, (), 1.0) for rank in range(2)]
+            case TraceCell():
+                return [TraceReport(rank, (), (), 0, 0) for rank in range(2)]
         raise AssertionError(request)
 
     def kill_ranks(self):
@@ -79,11 +83,14 @@ class Watcher(Observer):
     def settled(self, task, settling):
         self.events.append(("settled", task, settling))
 
+    def traced(self, task, reports):
+        self.events.append(("traced", task, reports))
+
     def invalid(self, task, faults):
         self.events.append(("invalid", task, faults))
 
 
-def controller(script=None, overrides=(), policy=None, decided=lambda cells: ()):
+def controller(script=None, overrides=(), policy=None, **options):
     spec = catalogue.load("quickstart", ["measurement.launches=5", *overrides])
     groups = []
 
@@ -92,7 +99,7 @@ def controller(script=None, overrides=(), policy=None, decided=lambda cells: ())
         return groups[-1]
 
     watcher = Watcher()
-    made = Controller(spec, spec.expand().cells, make_group, [watcher], policy, decided=decided)
+    made = Controller(spec, spec.expand().cells, make_group, [watcher], policy, **options)
     return made, watcher, groups
 
 
@@ -320,5 +327,38 @@ def test_every_task_is_timed():
     times = []
     watcher.task_ended = lambda task, took_s: times.append((task.action, took_s))
     made.run()
-    assert {action for action, _ in times} == set(Action) - {Action.LOOK}
+    assert {action for action, _ in times} == set(Action) - {Action.LOOK, Action.TRACE}
     assert all(took_s >= 0 for _, took_s in times)
+
+
+def test_every_cell_is_traced_once_behind_its_timed_blocks_in_a_launch_that_none_is_spared():
+    """Cells decided at the first look get no further launch: the trace must come before it."""
+    made, watcher, groups = controller(overrides=["measurement.max_launches=9"], trace=True, decided=lambda cells: cells)
+    made.run()
+    traced = [event[1] for event in watcher.events if event[0] == "traced"]
+    assert Counter(task.cell.cell_id for task in traced) == {
+        cell.cell_id: 1 for cell in catalogue.load("quickstart").expand().cells
+    }
+    assert {task.launch for task in traced} == {4}
+    assert groups[0].launches == 5, "no cell went on after the look"
+    cell = traced[0].cell
+    plan = [t.action for t in plan_tasks([cell], made.spec, trace=True) if t.launch == 4 and t.cell is cell]
+    assert plan[plan.index(Action.TRACE) - 1 :] == [Action.CONTROL, Action.TRACE, Action.VERIFY_AFTER]
+    asked = [request for request in groups[0].seen if isinstance(request, TraceCell)]
+    assert {request.arms for request in asked} == {("baseline", "overlapped")}
+    assert all(request.shares_clock for request in asked)
+
+
+def test_nothing_is_traced_unless_asked():
+    made, watcher, groups = controller()
+    made.run()
+    assert not [event for event in watcher.events if event[0] == "traced"]
+    assert not [request for request in groups[0].seen if isinstance(request, TraceCell)]
+
+
+def test_a_wrong_traced_trial_makes_its_cell_invalid():
+    bad = [TraceReport(0, (), (Fault("overlapped", "traced trial", "k differs"),), 0, 0), TraceReport(1, (), (), 0, 0)]
+    made, watcher, _ = controller({TraceCell: bad}, trace=True)
+    made.run()
+    assert [event[2][0].check for event in watcher.events if event[0] == "invalid"] == ["traced trial"] * 4
+    assert not [event for event in watcher.events if event[0] == "traced"]

@@ -11,11 +11,12 @@ import pytest
 
 from experiments import catalogue
 from experiments.errors import UserError
-from experiments.names import SweepStatus
+from experiments.names import Lane, SweepStatus
 from service.environment import environment
 from service.run.sweep import load_result
 from service.store.records import Records
-from workers.messages import BlockReport, Fault, TrialRow, VerifyReport
+from workers.messages import ArmTrace, BlockReport, Fault, TraceReport, TrialRow, VerifyReport
+from workers.timeline import Span
 
 SPEC = catalogue.load("quickstart")
 CELLS = SPEC.expand().cells
@@ -92,6 +93,25 @@ def test_checks_are_summed_up(records):
     checks = records.cells("s1")[0].checks
     assert checks["num_checks"] == 12
     assert checks["recall_r2"] == 0.9995
+
+
+def test_a_trace_comes_back_as_it_was(records):
+    spans = (Span("rotate_q", Lane.MAIN, 0, 10**15, 10**15 + 7), Span("gather", Lane.SIDE, 0, 10**15 + 1, 10**15 + 9))
+    reports = [TraceReport(0, (ArmTrace("overlapped", 10**15, 10**15 + 9, spans),), (), -5, 3)]
+    assert records.traces("s1") == {}
+    for _ in range(2):
+        records.add_trace("s1", CELLS[0].cell_id, 4, reports)
+    assert records.traces("s1") == {CELLS[0].cell_id: reports}
+
+
+def test_a_file_from_before_there_were_traces_takes_them(tmp_path):
+    path = tmp_path / "records.db"
+    Records(path).close()
+    db = sqlite3.connect(path)
+    db.execute("DROP TABLE trace")
+    db.commit()
+    db.close()
+    assert Records(path).traces("s1") == {}
 
 
 def test_published_sweeps_are_not_published_again(records):

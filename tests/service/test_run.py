@@ -239,3 +239,25 @@ def test_the_ratios_can_be_drawn(finished, tmp_path):
     records.close()
     draw_forest(result, tmp_path / "ratios.png")
     assert (tmp_path / "ratios.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_traced_run_keeps_its_files_and_attaches_them_to_its_runs(tmp_path):
+    done = cplab("run", "quickstart", *SMALL, "--lanes", str(tmp_path / "lanes.png"), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"traces:  {tmp_path}/traces/" in done.stdout
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "traces").rglob("*.*")}
+    assert set(kept) == {"trace.json", "lanes.png"}
+    events = json.loads(kept["trace.json"])["traceEvents"]
+    assert {(e["pid"], e["args"]["arm"]) for e in events if e["ph"] == "X"} == {
+        (rank, arm) for rank in (0, 1) for arm in ("baseline", "overlapped")
+    }
+    assert kept["lanes.png"][:4] == (tmp_path / "lanes.png").read_bytes()[:4] == b"\x89PNG"
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("nsa-indexer").experiment_id], "tags.role = 'arm'")
+    assert len(runs) == 2
+    for run in runs:
+        for name, content in kept.items():
+            (attached,) = (tmp_path / "artifacts").rglob(f"{run.info.run_id}/artifacts/{name}")
+            assert attached.read_bytes() == content

@@ -16,12 +16,14 @@ class GatherTimes:
 
     Attributes:
         gather_us: From local k ready to all S rows in token order: pad, wire, trim, re-range.
+        pad_us: The part of it before the wire: the copy into the send buffer.
         wire_us: The wire alone, waiting for late ranks and for the link model included.
         arrival_us: When this rank arrived, on the host's clock.
         late_us: How far past the link model's floor the wire ended; 0 where no model rules. The pace that was held.
     """
 
     gather_us: float
+    pad_us: float
     wire_us: float
     arrival_us: float
     late_us: float

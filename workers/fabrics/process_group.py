@@ -40,7 +40,7 @@ class ProcessGroupFabric:
         if not plan.is_split:
             out_SD.copy_(k_TD)
             done_ns = time.monotonic_ns()
-            return GatherTimes((done_ns - arrival_ns) / 1e3, 0.0, arrival_ns / 1e3, 0.0)
+            return GatherTimes((done_ns - arrival_ns) / 1e3, 0.0, 0.0, arrival_ns / 1e3, 0.0)
         wire_rows = plan.max_rows + self.trailer_rows
         local, everyone = self._buffers_for(wire_rows, plan.cp_size, k_TD)
         rows = k_TD.shape[0]
@@ -53,7 +53,13 @@ class ProcessGroupFabric:
         wire_end_ns = time.monotonic_ns()
         torch.index_select(everyone, 0, self._source_rows(plan, wire_rows), out=out_SD)
         done_ns = time.monotonic_ns()
-        return GatherTimes((done_ns - arrival_ns) / 1e3, (wire_end_ns - wire_ns) / 1e3, arrival_ns / 1e3, late_us)
+        return GatherTimes(
+            gather_us=(done_ns - arrival_ns) / 1e3,
+            pad_us=(wire_ns - arrival_ns) / 1e3,
+            wire_us=(wire_end_ns - wire_ns) / 1e3,
+            arrival_us=arrival_ns / 1e3,
+            late_us=late_us,
+        )
 
     def stamp(self, local: torch.Tensor, arrival_ns: int) -> None:
         """Hook: what the trailer says."""

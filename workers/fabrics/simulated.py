@@ -24,4 +24,4 @@ class SimulatedFabric:
         arrival_us = self._lanes.now_us()
         self._lanes.pass_until(max(self._transport.all_gather_us(arrival_us)) + self._gather_us)
         gather_us = self._lanes.now_us() - arrival_us
-        return GatherTimes(gather_us=gather_us, wire_us=gather_us, arrival_us=arrival_us, late_us=0.0)
+        return GatherTimes(gather_us=gather_us, pad_us=0.0, wire_us=gather_us, arrival_us=arrival_us, late_us=0.0)

@@ -48,6 +48,14 @@ class CollectiveTransport:
         self.all_gather(everyone.view(torch.uint8), torch.tensor([time_us], dtype=torch.float64).view(torch.uint8))
         return [float(us) for us in everyone]
 
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        """To one rank, which receives."""
+        dist.send(tensor, to, group=self._group)
+
+    def receive(self, tensor: torch.Tensor, source: int) -> None:
+        """From one rank, which sends."""
+        dist.recv(tensor, source, group=self._group)
+
     def barrier(self) -> None:
         if self._group is not None:
             dist.barrier(group=self._group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from experiments.names import Device
+from experiments.names import Device, Lane
 from experiments.spec.simulation import SimulationSpec
 
 R = TypeVar("R")
@@ -19,6 +19,11 @@ class Join(Protocol):
 
 class Lanes(Protocol):
     """The main and the side lane of one rank."""
+
+    @property
+    def lane(self) -> Lane:
+        """The lane that the caller runs on."""
+        ...
 
     def now_us(self) -> float:
         """The time of the calling lane, in us: comparable within a host on the CPU, virtual when simulated."""

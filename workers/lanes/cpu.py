@@ -6,10 +6,13 @@ as far as there are cores.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
+
+from experiments.names import Lane
 
 R = TypeVar("R")
 
@@ -28,8 +31,12 @@ class CpuLanes:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._side = ThreadPoolExecutor(1, thread_name_prefix="side-lane")
-        self._side.submit(int).result()  # the thread starts here, not inside a trial
+        self._side_thread = self._side.submit(threading.get_ident).result()  # the thread starts here, not inside a trial
         self._in_flight: list[Future[Any]] = []
+
+    @property
+    def lane(self) -> Lane:
+        return Lane.SIDE if threading.get_ident() == self._side_thread else Lane.MAIN
 
     def now_us(self) -> float:
         return time.monotonic_ns() / 1e3

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from experiments.names import Lane
 from experiments.spec.simulation import SimulationSpec
 
 R = TypeVar("R")
@@ -32,6 +33,10 @@ class SimulatedLanes:
         self._main_us = 0.0
         self._side_us = 0.0
         self._in_side = False
+
+    @property
+    def lane(self) -> Lane:
+        return Lane.SIDE if self._in_side else Lane.MAIN
 
     def now_us(self) -> float:
         return self._side_us if self._in_side else self._main_us

@@ -1,0 +1,87 @@
+"""A cell's traced trials in the Chrome trace event format, which Perfetto and chrome://tracing open.
+
+One process for each rank and one thread for each lane. The arms stand one after another, as they ran.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.names import Lane, Part
+from workers.messages import ArmTrace, TraceReport
+from workers.timeline import Span
+
+THREADS = {Lane.MAIN: 0, Lane.SIDE: 1}
+GATHER = "gather"
+_CATEGORIES = {
+    GATHER: "gather",
+    Part.PAD: "gather",
+    Part.WIRE: "gather",
+    Part.RERANGE: "gather",
+    Part.FORK: "lane",
+    Part.JOIN: "lane",
+    Part.WAIT: "lane",
+}
+
+
+def chrome_trace(reports: Sequence[TraceReport], hosts: Sequence[str], about: Mapping[str, Any]) -> str:
+    """The trace as JSON; times in microseconds since the first traced trial began.
+
+    Args:
+        reports: Of every rank, in rank order.
+        hosts: Of every rank, for the names of the processes.
+        about: What the trace is of; kept under `otherData`.
+    """
+    origin_ns = min(arm.start_ns for report in reports for arm in report.arms)
+    events: list[dict[str, Any]] = []
+    for report, host in zip(reports, hosts, strict=True):
+        events += _names(report.rank, host)
+        for arm in report.arms:
+            events += _trial(report.rank, arm, origin_ns)
+    clock = {
+        "clock": "that of rank 0",
+        "uncertainty_us": {f"rank {report.rank}": report.uncertainty_ns / 1e3 for report in reports},
+    }
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": {**about, **clock}}, indent=1) + "\n"
+
+
+def _names(rank: int, host: str) -> list[dict[str, Any]]:
+    events = [
+        {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"rank {rank} on {host}"}},
+        {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}},
+    ]
+    for lane, thread in THREADS.items():
+        events += [
+            {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": f"{lane} lane"}},
+            {"ph": "M", "name": "thread_sort_index", "pid": rank, "tid": thread, "args": {"sort_index": thread}},
+        ]
+    return events
+
+
+def _trial(rank: int, trace: ArmTrace, origin_ns: int) -> list[dict[str, Any]]:
+    """The arm's own slice, its spans inside it, and an arrow from the launch point to the gather."""
+
+    def slice_of(name: str, category: str, lane: Lane, start_ns: int, end_ns: int) -> dict[str, Any]:
+        return {
+            **{"ph": "X", "name": name, "cat": category, "pid": rank, "tid": THREADS[lane]},
+            **{"ts": (start_ns - origin_ns) / 1e3, "dur": (end_ns - start_ns) / 1e3, "args": {"arm": trace.arm}},
+        }
+
+    events = [slice_of(trace.arm, "trial", Lane.MAIN, trace.start_ns, trace.end_ns)]
+    events += [slice_of(s.stage, _CATEGORIES.get(s.stage, "stage"), s.lane, s.start_ns, s.end_ns) for s in trace.spans]
+    for fork, gather in launches(trace):
+        arrow = {"name": "launch", "cat": "lane", "id": f"{rank}/{trace.arm}", "pid": rank}
+        events += [
+            {**arrow, "ph": "s", "tid": THREADS[fork.lane], "ts": (fork.start_ns - origin_ns) / 1e3},
+            {**arrow, "ph": "f", "bp": "e", "tid": THREADS[gather.lane], "ts": (gather.start_ns - origin_ns) / 1e3},
+        ]
+    return events
+
+
+def launches(trace: ArmTrace) -> list[tuple[Span, Span]]:
+    """The launch point of a gather on the side lane, and the gather; a schedule has one gather, so at most one pair."""
+    forks = [span for span in trace.spans if span.stage == Part.FORK]
+    gathers = [span for span in trace.spans if span.stage == GATHER and span.lane is Lane.SIDE]
+    return list(zip(forks, gathers, strict=True))

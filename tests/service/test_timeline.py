@@ -1,0 +1,168 @@
+"""A traced cell as a Chrome trace and as a picture: what is in the spans is in both, and the picture can be read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+
+from experiments.names import Device, Lane, Part, Scope
+from experiments.spec.arms import ArmSpec
+from experiments.spec.measurement import VerifySpec
+from experiments.spec.simulation import SimulationSpec
+from experiments.spec.weights import WeightsSpec
+from service.judge.results import ArmResult, CellResult, Latency
+from service.report.lanes_picture import COLOURS, lanes_figure
+from service.report.timeline import chrome_trace
+from tests.conftest import BOTH_ARMS, make_cell
+from workers.fabrics.transport import CollectiveTransport
+from workers.lanes import make_lanes
+from workers.messages import PrepareCell, TraceCell, TraceReport
+from workers.prepared_cell import PreparedCell
+from workers.traced_trial import trace_arms
+
+LONG_GATHER = SimulationSpec()
+SHORT_GATHER = SimulationSpec(gather_us=3.0)
+THREE_ARMS = {**BOTH_ARMS, "mine": ArmSpec(schedule="tests.workers.mutants:overlap_again")}
+
+
+def traces(cp_size=2, simulation=LONG_GATHER, arms=BOTH_ARMS, scope=Scope.QK) -> list[TraceReport]:
+    """Of simulated ranks; later ranks start later, as real ones do."""
+    cell = make_cell(cp_size=cp_size, device=Device.SIMULATED, scope=scope)
+    reports = []
+    for rank in range(cp_size):
+        lanes = make_lanes(Device.SIMULATED, simulation, 10)
+        lanes.stage("rope", lambda: None)
+        request = PrepareCell(cell, arms, WeightsSpec(), 0, 2, VerifySpec(), simulation)
+        prepared = PreparedCell(request, rank, lanes, CollectiveTransport(None, "lo"))
+        reports.append(trace_arms(prepared, TraceCell(tuple(arms), 0, True)))
+    return reports
+
+
+def cell_of(arms=BOTH_ARMS) -> CellResult:
+    def result(name: str, arm: ArmSpec) -> ArmResult:
+        latency = Latency(65_551.0, 70_000.0, 80_000.0, 60_000.0)
+        return ArmResult(name, arm.model_dump(mode="json"), {}, None, False, "", None, latency, 3905.0, None, None, 80)
+
+    results = tuple(result(name, arm) for name, arm in arms.items())
+    return CellResult({"label": "a cell"}, results, (), "", {}, 5, "gloo", None, None, None, None)
+
+
+def events_of(reports: list[TraceReport]) -> list[dict]:
+    trace = json.loads(chrome_trace(reports, [f"host{r.rank}" for r in reports], {"cell": "a cell"}))
+    assert trace["displayTimeUnit"] in ("ms", "ns")
+    assert trace["otherData"]["cell"] == "a cell"
+    assert trace["otherData"]["uncertainty_us"] == {f"rank {r.rank}": 0 for r in reports}
+    return trace["traceEvents"]
+
+
+def test_events_are_of_the_chrome_format():
+    events = events_of(traces())
+    assert {event["ph"] for event in events} == {"M", "X", "s", "f"}
+    for event in events:
+        assert isinstance(event["name"], str)
+        assert type(event["pid"]) is type(event["tid"]) is int
+        match event["ph"]:
+            case "M":
+                key = "sort_index" if event["name"].endswith("sort_index") else "name"
+                assert set(event["args"]) == {key}
+            case "X":
+                assert event["ts"] >= 0
+                assert event["dur"] >= 0
+                assert isinstance(event["cat"], str)
+                assert isinstance(event["args"], dict)
+            case _:
+                assert event["ts"] >= 0
+                assert isinstance(event["id"], str)
+    arrows = Counter((event["id"], event["ph"]) for event in events if event["ph"] in "sf")
+    assert arrows == {(f"{rank}/overlapped", ph): 1 for rank in range(2) for ph in "sf"}
+
+
+def test_processes_are_ranks_and_threads_are_lanes():
+    named = {(e["name"], e["pid"], e["tid"]): e["args"] for e in events_of(traces()) if e["ph"] == "M"}
+    for rank in range(2):
+        assert named["process_name", rank, 0] == {"name": f"rank {rank} on host{rank}"}
+        assert named["thread_name", rank, 0] == {"name": "main lane"}
+        assert named["thread_name", rank, 1] == {"name": "side lane"}
+
+
+def test_slices_are_the_spans_and_nest():
+    reports = traces(scope=Scope.INDEXER)
+    slices = [event for event in events_of(reports) if event["ph"] == "X"]
+    origin_ns = min(arm.start_ns for report in reports for arm in report.arms)
+    spans = [(s, arm.arm) for report in reports for arm in report.arms for s in arm.spans]
+    expected = Counter(
+        (s.stage, arm, s.rank, int(s.lane is Lane.SIDE), s.start_ns - origin_ns, s.end_ns - s.start_ns) for s, arm in spans
+    )
+    found = Counter(
+        (e["name"], e["args"]["arm"], e["pid"], e["tid"], round(e["ts"] * 1e3), round(e["dur"] * 1e3))
+        for e in slices
+        if e["cat"] != "trial"
+    )
+    assert found == expected
+    assert [e["name"] for e in slices if e["cat"] == "trial" and e["pid"] == 0] == list(BOTH_ARMS)
+    for rank, thread in itertools.product(range(2), range(2)):
+        ends: list[float] = []
+        for e in sorted((e for e in slices if (e["pid"], e["tid"]) == (rank, thread)), key=lambda e: (e["ts"], -e["dur"])):
+            while ends and ends[-1] <= e["ts"] + 1e-6:
+                ends.pop()
+            assert not ends or e["ts"] + e["dur"] <= ends[-1] + 1e-6, f"{e['name']} crosses the end of what it began in"
+            ends.append(e["ts"] + e["dur"])
+
+
+SHAPES = [
+    (2, LONG_GATHER, BOTH_ARMS, Scope.QK),
+    (1, SHORT_GATHER, BOTH_ARMS, Scope.INDEXER),
+    (4, SHORT_GATHER, BOTH_ARMS, Scope.QK),
+    (6, LONG_GATHER, THREE_ARMS, Scope.KEY_READY),
+    (2, LONG_GATHER, {"baseline": ArmSpec()}, Scope.QK),
+]
+
+
+@pytest.mark.parametrize(("cp_size", "simulation", "arms", "scope"), SHAPES)
+def test_no_words_of_the_picture_overlap(cp_size, simulation, arms, scope):
+    figure = lanes_figure(cell_of(arms), traces(cp_size, simulation, arms, scope), "what was run\nwhere")
+    figure.canvas.draw()
+    texts = [text for axes in figure.axes if axes.get_visible() for text in _texts(axes)]
+    texts += [figure._suptitle, *figure.legends[0].get_texts()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible() and text.get_text()]
+    assert len(boxes) > 15
+    for (one, box), (other, another) in itertools.combinations(boxes, 2):
+        assert not (box.x0 < another.x1 and another.x0 < box.x1 and box.y0 < another.y1 and another.y0 < box.y1), (one, other)
+    for words, box in boxes:
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, (
+            words
+        )
+
+
+def _texts(axes):
+    labels = [*axes.get_xticklabels(), *(axes.get_yticklabels() if axes.get_subplotspec().is_first_col() else [])]
+    left, right = sorted(axes.get_xlim())
+    ticks = [t for t in labels if t.axes is axes and (t not in axes.get_xticklabels() or left <= t.get_position()[0] <= right)]
+    return [*ticks, axes.xaxis.label, axes.title, axes._left_title, *axes.texts]
+
+
+def test_bars_are_the_spans():
+    reports = traces()
+    figure = lanes_figure(cell_of(), reports, "")
+    for axes, arm in zip(figure.axes, BOTH_ARMS, strict=True):
+        of_ranks = [next(t for t in report.arms if t.arm == arm) for report in reports]
+        origin_ns = min(t.start_ns for t in of_ranks)
+        expected = Counter(
+            (s.stage, s.start_ns - origin_ns, s.end_ns - s.start_ns)
+            for t in of_ranks
+            for s in t.spans
+            if s.stage not in (Part.PAD, Part.RERANGE)
+        )
+        bars = [(c.get_label(), bar) for c in axes.containers for bar in c.patches]
+        assert Counter((stage, round(b.get_x() * 1e3), round(b.get_width() * 1e3)) for stage, b in bars) == expected
+        rows = {stage: b.get_y() for stage, b in bars}
+        assert (rows["gather"] < rows["rotate_q"]) == (arm == "overlapped"), "the side lane is below the main lane"
+
+
+def test_every_stage_has_a_colour_of_its_own():
+    stages = {s.stage for r in traces(scope=Scope.INDEXER) for arm in r.arms for s in arm.spans}
+    assert stages <= set(COLOURS)
+    assert len(set(COLOURS.values())) == len(COLOURS)

@@ -1,0 +1,147 @@
+"""A traced trial: an arm's own schedule on the cell's own lanes and fabric, which write down every stage.
+
+The cell is not touched: a traced trial runs on a shallow copy whose lanes and fabric are wrapped, so a timed trial pays nothing for tracing.
+
+Legend: T rows on this rank, S step tokens, D head dim.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from experiments.names import Device, Lane, Part
+from workers.clock import SHARED, ClockOffset, offset_to_rank_0
+from workers.fabrics import Fabric, GatherTimes
+from workers.lanes import Join, Lanes
+from workers.messages import ArmTrace, Fault, TraceCell, TraceReport, Variant
+from workers.prepared_cell import Outcome, PreparedCell
+from workers.splits.plan import GatherPlan
+from workers.timeline import Timeline
+from workers.verify import run_arm
+
+R = TypeVar("R")
+
+
+class TracedJoin:
+    """See `Join`."""
+
+    def __init__(self, join: Join, lanes: Lanes, timeline: Timeline) -> None:
+        self._join, self._lanes, self._timeline = join, lanes, timeline
+
+    def join(self) -> Any:
+        start_us = self._lanes.now_us()
+        result = self._join.join()
+        self._timeline.add(Part.JOIN, self._lanes.lane, start_us, self._lanes.now_us())
+        return result
+
+
+class TracedLanes:
+    """See `Lanes`. Every clock is read on the lane that does the work, right before and right after it."""
+
+    def __init__(self, lanes: Lanes, timeline: Timeline) -> None:
+        self._lanes, self._timeline = lanes, timeline
+
+    @property
+    def lane(self) -> Lane:
+        return self._lanes.lane
+
+    def now_us(self) -> float:
+        return self._lanes.now_us()
+
+    def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
+        start_us = self._lanes.now_us()
+        result = self._lanes.stage(name, function, *args)
+        self._timeline.add(name, self._lanes.lane, start_us, self._lanes.now_us())
+        return result
+
+    def busy_wait(self, wait_us: float) -> None:
+        start_us = self._lanes.now_us()
+        self._lanes.busy_wait(wait_us)
+        self._timeline.add(Part.WAIT, self._lanes.lane, start_us, self._lanes.now_us())
+
+    def fork(self, work: Callable[[], Any]) -> TracedJoin:
+        start_us = self._lanes.now_us()
+        join = self._lanes.fork(work)
+        self._timeline.add(Part.FORK, self._lanes.lane, start_us, self._lanes.now_us())
+        return TracedJoin(join, self._lanes, self._timeline)
+
+    def drain(self) -> None:
+        self._lanes.drain()
+
+    def close(self) -> None:
+        self._lanes.close()
+
+
+class TracedFabric:
+    """See `Fabric`. The parts of a gather come from the fabric's own stopwatch, which the samples are made of too."""
+
+    def __init__(self, fabric: Fabric, lanes: Lanes, timeline: Timeline) -> None:
+        self._fabric, self._lanes, self._timeline = fabric, lanes, timeline
+
+    @property
+    def path(self) -> str:
+        return self._fabric.path
+
+    def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherTimes:
+        """See `Fabric.gather`."""
+        times = self._fabric.gather(plan, k_TD, out_SD)
+        # Backwards from the end: the simulated lanes have spent a gather's time before the fabric is asked.
+        end_us, lane = self._lanes.now_us(), self._lanes.lane
+        arrival_us = end_us - times.gather_us
+        wire_us = arrival_us + times.pad_us
+        wire_end_us = wire_us + times.wire_us
+        for part, start_us, stop_us in (
+            (Part.PAD, arrival_us, wire_us),
+            (Part.WIRE, wire_us, wire_end_us),
+            (Part.RERANGE, wire_end_us, end_us),
+        ):
+            if stop_us > start_us:
+                self._timeline.add(part, lane, start_us, stop_us)
+        return times
+
+
+def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Timeline) -> Outcome:
+    """One trial of an arm, as `PreparedCell.run` does it, with its spans on the timeline.
+
+    Raises:
+        ArmError: The schedule raised.
+    """
+    traced = copy.copy(cell)
+    traced.lanes = TracedLanes(cell.lanes, timeline)
+    traced.indexer = copy.copy(cell.indexer)
+    traced.indexer.lanes = traced.lanes
+    traced.fabric = TracedFabric(cell.fabric, cell.lanes, timeline)
+    return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
+
+
+def trace_arms(cell: PreparedCell, request: TraceCell) -> TraceReport:
+    """One traced trial of each arm on this rank, all on rank 0's clock. A collective, as trials are."""
+    is_shared = request.shares_clock or cell.cell.device is Device.SIMULATED
+    before = SHARED if is_shared else _offset(cell)
+    traces, faults = [], []
+    for arm in request.arms:
+        index = cell.next_input()
+        cell.correct(request.step, index)
+        timeline = Timeline(cell.rank)
+        outcome = run_traced(cell, arm, request.step, index, timeline)
+        if problem := cell.problem(outcome, request.step, index):
+            faults.append(Fault(arm, "traced trial", problem))
+        end_us = outcome.start_us + outcome.elapsed_us
+        traces.append(ArmTrace(arm, round(outcome.start_us * 1e3), round(end_us * 1e3), timeline.spans))
+    clock = SHARED if is_shared else before.covering(_offset(cell))
+    shifted = tuple(_shifted(trace, clock.offset_ns) for trace in traces)
+    return TraceReport(cell.rank, shifted, tuple(faults), clock.offset_ns, clock.uncertainty_ns)
+
+
+def _offset(cell: PreparedCell) -> ClockOffset:
+    return offset_to_rank_0(cell.transport, cell.rank, cell.cell.cp_size)
+
+
+def _shifted(trace: ArmTrace, by_ns: int) -> ArmTrace:
+    spans = tuple(replace(span, start_ns=span.start_ns + by_ns, end_ns=span.end_ns + by_ns) for span in trace.spans)
+    return replace(trace, start_ns=trace.start_ns + by_ns, end_ns=trace.end_ns + by_ns, spans=spans)
