@@ -1,0 +1,88 @@
+"""The picture of `bench_accounting`: times and shares over the link's rate, measured above and simulated below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.judge.interval import Interval
+
+if TYPE_CHECKING:
+    from tests.benchmarks.bench_accounting import Point, SimulatedPoint
+
+BLUE, GREEN, GREY = "#0b5cad", "#1a7f37", "#57606a"
+BEYOND = 3.0
+"""Where `unshaped` stands: this many times the highest rate."""
+
+
+def draw_accounting(points: Sequence[Point], simulated: Sequence[SimulatedPoint], machine: str, path: Path) -> None:
+    """Writes a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rates = [p.rate_mbps for p in points if p.rate_mbps is not None]
+    places = [p.rate_mbps or BEYOND * max(rates) for p in points]
+    figure, ((times, shares), (times_simulated, shares_simulated)) = plt.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
+
+    times.set_title("Real gloo gathers on a link paced by tc tbf (burst 16 KiB)", fontsize=9, loc="left")
+    _bars(times, places, [p.serial_us for p in points], GREY, "T(serial)", "s")
+    _bars(times, places, [p.account.total_us for p in points], BLUE, "T(overlapped)", "o")
+    _line(times, places, [p.account.ideal_us.estimate for p in points], GREEN, "ideal(overlapped)")
+    _line(times, places, [p.predicted_us.estimate for p in points], BLUE, "predicted from the controls alone", ":")
+    shares.set_title(machine, fontsize=8, loc="left")
+    clear = [(place, p.account) for place, p in zip(places, points, strict=True) if p.account.hidden and p.account.hidden_ideal]
+    _bars(shares, [place for place, _ in clear], [_percent(a.hidden) for _, a in clear], BLUE, "hidden", "o")
+    _line(shares, [place for place, _ in clear], [100 * a.hidden_ideal.estimate for _, a in clear], GREEN, "ideal: min(W, G) / G")
+
+    times_simulated.set_title("Simulated lanes: found (marks) against planted (lines)", fontsize=9, loc="left")
+    planted_rates = [p.rate_mbps for p in simulated]
+    for axes, scale, names in (
+        (
+            times_simulated,
+            1,
+            (
+                ("total_us", BLUE, "T(overlapped)"),
+                ("ideal_us", GREEN, "ideal(overlapped)"),
+                ("contention_us", GREY, "contention"),
+            ),
+        ),
+        (shares_simulated, 100, (("hidden", BLUE, "hidden"), ("hidden_ideal", GREEN, "ideal"))),
+    ):
+        for name, colour, label in names:
+            found, planted = zip(*(p.figures[name] for p in simulated), strict=True)
+            _line(axes, planted_rates, [scale * value for value in planted], colour, f"{label}, planted")
+            axes.plot(planted_rates, [scale * value for value in found], "o", color=colour, markersize=5)
+
+    for axes, is_link in ((times, True), (shares, True), (times_simulated, False), (shares_simulated, False)):
+        ticks = dict(zip(places, [f"{p.rate_mbps:g}" if p.rate_mbps else "unshaped" for p in points], strict=True))
+        ticks = ticks if is_link else {rate: f"{rate:g}" for rate in planted_rates}
+        axes.set_xscale("log")
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.minorticks_off()
+        axes.set_xlabel("link rate, Mbit/s in each direction", fontsize=9)
+        axes.grid(linewidth=0.3)
+        axes.legend(fontsize=8)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    for axes in (times, times_simulated):
+        axes.set_ylabel("us per layer", fontsize=9)
+    for axes in (shares, shares_simulated):
+        axes.set_ylabel("share of the gather hidden, %", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _bars(axes: Any, places: Sequence[float], intervals: Sequence[Interval], colour: str, label: str, mark: str) -> None:
+    estimates = [i.estimate for i in intervals]
+    errors = [[i.estimate - i.low for i in intervals], [i.high - i.estimate for i in intervals]]
+    axes.errorbar(places, estimates, errors, fmt=mark, color=colour, capsize=3, markersize=5, label=f"{label}, 95 % interval")
+
+
+def _line(axes: Any, places: Sequence[float], values: Sequence[float], colour: str, label: str, style: str = "-") -> None:
+    axes.plot(places, values, style, color=colour, linewidth=1.3, label=label)
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high)
