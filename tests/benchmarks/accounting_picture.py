@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,18 @@ if TYPE_CHECKING:
 BLUE, GREEN, GREY = "#0b5cad", "#1a7f37", "#57606a"
 BEYOND = 3.0
 """Where `unshaped` stands: this many times the highest rate."""
+SHARES_PERCENT = (-25, 175)
+"""The frame of the measured shares: an interval that bounds little leaves it, and would hide the others if it did not."""
 
 
-def draw_accounting(points: Sequence[Point], simulated: Sequence[SimulatedPoint], machine: str, path: Path) -> None:
-    """Writes a PNG."""
+def draw_accounting(
+    points: Sequence[Point],
+    simulated: Sequence[SimulatedPoint],
+    planted: Mapping[float, Mapping[str, float]],
+    machine: str,
+    path: Path,
+) -> None:
+    """Writes a PNG. `planted`: the closed form, by rate in Mbit/s, as dense as the curve should be."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -33,39 +42,38 @@ def draw_accounting(points: Sequence[Point], simulated: Sequence[SimulatedPoint]
     _line(times, places, [p.account.ideal_us.estimate for p in points], GREEN, "ideal(overlapped)")
     _line(times, places, [p.predicted_us.estimate for p in points], BLUE, "predicted from the controls alone", ":")
     shares.set_title(machine, fontsize=8, loc="left")
-    clear = [(place, p.account) for place, p in zip(places, points, strict=True) if p.account.hidden and p.account.hidden_ideal]
-    _bars(shares, [place for place, _ in clear], [_percent(a.hidden) for _, a in clear], BLUE, "hidden", "o")
-    _line(shares, [place for place, _ in clear], [100 * a.hidden_ideal.estimate for _, a in clear], GREEN, "ideal: min(W, G) / G")
+    clear = [(place, p.account.hidden) for place, p in zip(places, points, strict=True) if p.account.hidden]
+    _bars(shares, [place for place, _ in clear], [_percent(hidden) for _, hidden in clear], BLUE, "hidden", "o")
+    ideals = [p.account.hidden_ideal for p in points]
+    _line(shares, places, [100 * ideal.estimate if ideal else math.nan for ideal in ideals], GREEN, "ideal: min(W, G) / G")
 
-    times_simulated.set_title("Simulated lanes: found (marks) against planted (lines)", fontsize=9, loc="left")
-    planted_rates = [p.rate_mbps for p in simulated]
-    for axes, scale, names in (
-        (
-            times_simulated,
-            1,
-            (
-                ("total_us", BLUE, "T(overlapped)"),
-                ("ideal_us", GREEN, "ideal(overlapped)"),
-                ("contention_us", GREY, "contention"),
-            ),
-        ),
-        (shares_simulated, 100, (("hidden", BLUE, "hidden"), ("hidden_ideal", GREEN, "ideal"))),
-    ):
-        for name, colour, label in names:
-            found, planted = zip(*(p.figures[name] for p in simulated), strict=True)
-            _line(axes, planted_rates, [scale * value for value in planted], colour, f"{label}, planted")
-            axes.plot(planted_rates, [scale * value for value in found], "o", color=colour, markersize=5)
+    times_simulated.set_title("Simulated lanes: found (marks) on what was planted (lines)", fontsize=9, loc="left")
+    times_shown = [
+        ("total_us", BLUE, "T(overlapped)"),
+        ("ideal_us", GREEN, "ideal(overlapped)"),
+        ("contention_us", GREY, "contention"),
+    ]
+    shares_shown = [("hidden", BLUE, "hidden"), ("hidden_ideal", GREEN, "ideal")]
+    for axes, scale, shown in ((times_simulated, 1, times_shown), (shares_simulated, 100, shares_shown)):
+        for name, colour, label in shown:
+            axes.plot(
+                list(planted), [scale * figures[name] for figures in planted.values()], color=colour, linewidth=1.3, label=label
+            )
+            axes.plot(
+                [p.rate_mbps for p in simulated], [scale * p.figures[name][0] for p in simulated], "o", color=colour, markersize=5
+            )
 
     for axes, is_link in ((times, True), (shares, True), (times_simulated, False), (shares_simulated, False)):
         ticks = dict(zip(places, [f"{p.rate_mbps:g}" if p.rate_mbps else "unshaped" for p in points], strict=True))
-        ticks = ticks if is_link else {rate: f"{rate:g}" for rate in planted_rates}
+        ticks = ticks if is_link else {p.rate_mbps: f"{p.rate_mbps:g}" for p in simulated}
         axes.set_xscale("log")
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.minorticks_off()
         axes.set_xlabel("link rate, Mbit/s in each direction", fontsize=9)
         axes.grid(linewidth=0.3)
         axes.legend(fontsize=8)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(bottom=0)
+    shares.set_ylim(SHARES_PERCENT)
     for axes in (times, times_simulated):
         axes.set_ylabel("us per layer", fontsize=9)
     for axes in (shares, shares_simulated):
@@ -81,7 +89,9 @@ def _bars(axes: Any, places: Sequence[float], intervals: Sequence[Interval], col
 
 
 def _line(axes: Any, places: Sequence[float], values: Sequence[float], colour: str, label: str, style: str = "-") -> None:
-    axes.plot(places, values, style, color=colour, linewidth=1.3, label=label)
+    """A line over the rates; the last place, unshaped, has no rate and stands apart."""
+    axes.plot(places[:-1], values[:-1], style, color=colour, linewidth=1.3, label=label)
+    axes.plot(places[-1:], values[-1:], "_", color=colour, markersize=14)
 
 
 def _percent(interval: Interval) -> Interval:

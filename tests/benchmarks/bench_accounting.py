@@ -28,6 +28,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from experiments.names import Device
 from experiments.spec.simulation import SimulationSpec
 from service.environment import environment
@@ -191,6 +193,10 @@ def planted_figures(s: SimulationSpec) -> dict[str, float]:
     }
 
 
+def planted_at(rate_mbps: float) -> SimulationSpec:
+    return PLANTED.model_copy(update={"gather_us": RECEIVED_BYTES * 8 / rate_mbps})
+
+
 class StandingGroup(RankGroup):
     """Ranks that stay up from launch to launch and sweep to sweep: virtual time knows no launch effects, and new ones cost seconds."""
 
@@ -215,8 +221,16 @@ def measure_simulated(rates_mbps: Sequence[float], records: Records) -> list[Sim
 
 
 def _measure_planted(rate_mbps: float, group: RankGroup, records: Records) -> SimulatedPoint:
-    measurement = {"launches": 5, "blocks": 1, "trials_per_block": 2, "control_trials": 2, "aa": False}
-    simulation = PLANTED.model_copy(update={"gather_us": RECEIVED_BYTES * 8 / rate_mbps})
+    measurement = {
+        "launches": 5,
+        "blocks": 1,
+        "trials_per_block": 2,
+        "control_trials": 2,
+        "warmup_trials": 1,
+        "inputs": 2,
+        "aa": False,
+    }
+    simulation = planted_at(rate_mbps)
     spec = make_spec("accounting_simulated", measurement, device=Device.SIMULATED, simulation=simulation)
     result = run_on(lambda _: group, spec, records, {"kind": "simulated"})
     found = result.cells[0].arms[1].account
@@ -277,7 +291,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="gets accounting.json, accounting.png and records.db")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES_MBPS, help="Mbit/s; unshaped comes last, always")
     parser.add_argument("--launches", type=int, default=6)
-    parser.add_argument("--trials", type=int, default=8, help="of each arm a block (two blocks a launch), and of each control")
+    parser.add_argument("--trials", type=int, default=8, help="of each arm, and of each control, in a launch")
     parser.add_argument("--publish", action="store_true", help="copy the picture to experiments/")
     options = parser.parse_args()
     if piece := missing_piece():
@@ -285,6 +299,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     measurement = {
         "launches": options.launches,
+        "blocks": 1,
         "trials_per_block": options.trials,
         "control_trials": options.trials,
         "aa": False,  # this asks whether the account adds up, not whether a difference is one
@@ -298,7 +313,10 @@ def main() -> None:
         records.close()
     picture = options.folder / "accounting.png"
     machine = environment()
-    draw_accounting(points, simulated, f"{machine['cpu']}, {machine['cores']} cores, {options.launches} launches a rate", picture)
+    curve = {rate: planted_figures(planted_at(rate)) for rate in np.geomspace(min(options.rates), max(options.rates), 100)}
+    draw_accounting(
+        points, simulated, curve, f"{machine['cpu']}, {machine['cores']} cores, {options.launches} launches a rate", picture
+    )
     values = {
         "environment": machine,
         "measurement": measurement,
