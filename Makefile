@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export CPLAB_HOME ?= $(CURDIR)/.cplab
 
-.PHONY: demo dashboard test lint types clean
+.PHONY: demo dashboard test test-hosts lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "CP Lab needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=..." % v[:2])'
@@ -34,6 +34,10 @@ types: $(STAMP)
 
 test: $(STAMP) lint types
 	$(BIN)/pytest
+
+# As root: ranks in network namespaces, joined by a link that the kernel paces.
+test-hosts: $(STAMP)
+	$(BIN)/pytest -m hosts
 
 clean:
 	rm -rf $(VENV)

@@ -52,10 +52,11 @@ class RankHost:
         self._context.set_forkserver_preload(PRELOAD)
         ours, theirs = self._context.Pipe()
         with _launching, _environment_of_the_server(), _without_main_module():
-            self._process = self._context.Process(
+            process = self._context.Process(
                 target=_serve, args=(theirs, str(self._stacks), tuple(import_paths)), name="cplab-rank", daemon=True
             )
-            self._process.start()
+            process.start()
+        self._process = process  # once it can be killed: another thread may want to at any time
         theirs.close()
         self._connection = ours
         assert self._process.pid is not None

@@ -1,0 +1,343 @@
+"""Does the account add up where nothing is faked? Over links that the kernel paces, and against planted truth on the simulated lanes.
+
+    python -m tests.benchmarks.bench_accounting --folder DIR [--rates 10 20 40 80 160] [--launches 6] [--publish]
+
+Needs root, `ip` and `tc`; under 6 minutes on 2 cores. At each rate, and once unshaped, two ranks in two network namespaces run `serial`
+and `overlap_rotate` over gloo; recorded and judged as any sweep. `hidden_ideal` - `hidden` is by definition (tax + contention) / G, and T(a) =
+ideal + tax + contention holds whatever was measured; so what can fail is asked of figures that come from other trials:
+
+    G is the gather     exposed(serial), from the arms' blocks, against the gather run alone, from the controls' block
+    predicted           T(overlapped) against T(C_a) + max(0, gather alone - W_a) + tax, every term of it from the controls' block
+    hidden is ideal     hidden_ideal - hidden, Fieller's interval of the pairs, against 0
+    the link's floor    the gather alone against the least time that the token bucket allows its bytes
+
+A check agrees when its 95 % interval over launches holds 0; one in twenty does not by chance. On the simulated lanes the same rates are
+planted, and every figure has to come out as planted. DIR gets accounting.json, accounting.png and records.db; --publish copies the picture
+to experiments/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from experiments.names import Device
+from experiments.spec.simulation import SimulationSpec
+from service.environment import environment
+from service.judge.accounting import Account, AccountSummary, ArmTimes, account
+from service.judge.interval import Interval, fieller_interval, mean_interval
+from service.judge.results import SweepResult
+from service.judge.samples import Sample, by_launch, reduce_trials
+from service.report.json_report import json_text
+from service.run.local_ranks import LocalRank
+from service.run.rank_group import RankGroup
+from service.store.records import Records
+from tests.benchmarks.accounting_picture import draw_accounting
+from tests.hosts.link import BURST_BYTES, missing_piece, shaped_link
+from tests.hosts.ranks import ROOT, link_group
+from tests.hosts.sweep import make_spec, run_on
+
+RATES_MBPS = (10.0, 20.0, 40.0, 80.0, 160.0)
+RECEIVED_BYTES = 256 * 256
+"""Into each of two ranks from 512 tokens: half of them, 256 B each."""
+CONFIDENCE = 0.95
+PLANTED = SimulationSpec(
+    wq_b_us=9000,
+    wk_us=1000,
+    norm_k_us=500,
+    rope_us=3000,
+    rotate_q_us=13000,
+    rotate_k_us=250,
+    fork_us=60,
+    join_us=90,
+    main_slowdown=0.15,
+)
+"""Stage times like those of 512 tokens of `mini` on two cores; the tax and the contention are larger than they need to be."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rate, us per layer. Intervals are over launches.
+
+    Attributes:
+        rate_mbps: None: unshaped.
+        gather_alone_us: The control that runs the gather and nothing else.
+        predicted_us: T(overlapped) from the controls alone.
+        gather_gap_us: G - gather alone.
+        predicted_gap_us: T(overlapped) - predicted.
+        hidden_gap: hidden_ideal - hidden; None where G is lost in noise.
+        floor_us: What the bucket allows the bytes; None: unshaped.
+    """
+
+    rate_mbps: float | None
+    verdict: str
+    ratio: Interval
+    serial_us: Interval
+    account: AccountSummary
+    gather_alone_us: Interval
+    predicted_us: Interval
+    gather_gap_us: Interval
+    predicted_gap_us: Interval
+    hidden_gap: Interval | None
+    floor_us: float | None
+
+    @property
+    def checks(self) -> dict[str, bool | None]:
+        """Whether each check's interval holds; None where there is nothing to check."""
+        return {
+            "G is the gather": not self.gather_gap_us.excludes(0),
+            "predicted": not self.predicted_gap_us.excludes(0),
+            "hidden is ideal": None if self.hidden_gap is None else not self.hidden_gap.excludes(0),
+            "the link's floor": None if self.floor_us is None else self.gather_alone_us.estimate >= self.floor_us,
+        }
+
+
+@dataclass(frozen=True)
+class SimulatedPoint:
+    """One planted rate: each figure as (found, planted), us per layer or a share of G."""
+
+    rate_mbps: float
+    figures: dict[str, tuple[float, float]]
+
+    @property
+    def worst(self) -> float:
+        """The largest departure from what was planted, relative to it (to 1 where it is less)."""
+        return max(abs(found - planted) / max(1.0, abs(planted)) for found, planted in self.figures.values())
+
+
+def median_us(launch: Sequence[Sample], variant: str) -> float:
+    return median(sample.max_us for sample in launch if sample.variant == variant)
+
+
+def account_of(launch: Sequence[Sample]) -> Account:
+    """The overlapped arm's account in one launch."""
+    window_us = median(sample.window_us for sample in launch if sample.variant == "overlapped/prefilled")
+    overlapped = ArmTimes(*(median_us(launch, f"overlapped{control}") for control in ("", "/prefilled", "/zero_byte")), window_us)
+    compute_us = median_us(launch, "baseline/prefilled")
+    return account(overlapped, ArmTimes(median_us(launch, "baseline"), compute_us, compute_us, 0.0))
+
+
+def point_of(rate_mbps: float | None, floor_us: float | None, result: SweepResult, records: Records) -> Point:
+    """The checks of one rate, from its records."""
+    baseline, overlapped = result.cells[0].arms
+    assert overlapped.account is not None and baseline.account is not None and overlapped.comparison is not None
+    record = records.cell(result.sweep_id, result.cells[0].cell["cell_id"])
+    launches = list(by_launch(reduce_trials(record.trials)).values())
+    accounts = [account_of(launch) for launch in launches]
+    alone_us = [median_us(launch, "baseline/gather_alone") for launch in launches]
+    predicted_us = [
+        a.compute_us + max(0.0, alone - a.window_us) + a.fork_join_tax_us for a, alone in zip(accounts, alone_us, strict=True)
+    ]
+
+    def over_launches(values: Sequence[float]) -> Interval:
+        return mean_interval(values, CONFIDENCE)
+
+    gaps_us = [a.coverable_us - a.covered_us for a in accounts]
+    gathers_us = [a.gather_us for a in accounts]
+    point = Point(
+        rate_mbps=rate_mbps,
+        verdict=str(overlapped.verdict),
+        ratio=overlapped.comparison.ratio,
+        serial_us=baseline.account.total_us,
+        account=overlapped.account,
+        gather_alone_us=over_launches(alone_us),
+        predicted_us=over_launches(predicted_us),
+        gather_gap_us=over_launches([g - alone for g, alone in zip(gathers_us, alone_us, strict=True)]),
+        predicted_gap_us=over_launches([a.total_us - p for a, p in zip(accounts, predicted_us, strict=True)]),
+        hidden_gap=fieller_interval(gaps_us, gathers_us, CONFIDENCE) if overlapped.account.hidden else None,
+        floor_us=floor_us,
+    )
+    assert abs(over_launches(gathers_us).estimate - point.account.gather_us.estimate) < 0.01, (
+        "the judged account is of these trials"
+    )
+    return point
+
+
+def measure_links(rates_mbps: Sequence[float | None], measurement: dict[str, Any], records: Records) -> list[Point]:
+    """One sweep for each rate, on a link of its own."""
+    points = []
+    for rate_mbps in rates_mbps:
+        with shaped_link(rate_mbps) as link:
+            spec = make_spec("accounting", measurement)
+            shaping = {"rate_mbps": rate_mbps, "burst_bytes": BURST_BYTES if rate_mbps else None, "kind": "veth pair, tc tbf"}
+            result = run_on(lambda _, link=link: link_group(link), spec, records, shaping)
+            points.append(point_of(rate_mbps, link.floor_us(RECEIVED_BYTES), result, records))
+    return points
+
+
+def planted_figures(s: SimulationSpec) -> dict[str, float]:
+    """What the account must find, in closed form."""
+    window_us, gather_us, slow = s.rotate_q_us, s.gather_us, 1 + s.main_slowdown
+    compute_us = s.wq_b_us + s.wk_us + s.norm_k_us + s.rope_us + s.rotate_k_us + window_us
+    # The rotation runs slower until the gather ends.
+    rotation_us = window_us * slow if window_us * slow <= gather_us else gather_us + window_us - gather_us / slow
+    total_us = compute_us - window_us + s.fork_us + max(rotation_us, gather_us) + s.join_us
+    return {
+        "gather_us": gather_us,
+        "total_us": total_us,
+        "ideal_us": compute_us - window_us + max(window_us, gather_us),
+        "fork_join_tax_us": s.fork_us + s.join_us,
+        "contention_us": max(rotation_us, gather_us) - max(window_us, gather_us),
+        "saved_us": compute_us + gather_us - total_us,
+        "hidden": 1 - (total_us - compute_us) / gather_us,
+        "hidden_ideal": min(window_us, gather_us) / gather_us,
+    }
+
+
+def planted_at(rate_mbps: float) -> SimulationSpec:
+    return PLANTED.model_copy(update={"gather_us": RECEIVED_BYTES * 8 / rate_mbps})
+
+
+class StandingGroup(RankGroup):
+    """Ranks that stay up from launch to launch and sweep to sweep: virtual time knows no launch effects, and new ones cost seconds."""
+
+    def launch(self, timeout_s: float, gather_timeout_s: float, device: Device, import_paths: Sequence[str]) -> None:
+        if not self.joined:
+            super().launch(timeout_s, gather_timeout_s, device, import_paths)
+
+    def close(self) -> None:
+        """Not yet: see `end`."""
+
+    def end(self) -> None:
+        super().close()
+
+
+def measure_simulated(rates_mbps: Sequence[float], records: Records) -> list[SimulatedPoint]:
+    """The same rates, planted: through ranks, records and judgement."""
+    group = StandingGroup([LocalRank(), LocalRank()])
+    try:
+        return [_measure_planted(rate_mbps, group, records) for rate_mbps in rates_mbps]
+    finally:
+        group.end()
+
+
+def _measure_planted(rate_mbps: float, group: RankGroup, records: Records) -> SimulatedPoint:
+    measurement = {
+        "launches": 5,
+        "blocks": 1,
+        "trials_per_block": 2,
+        "control_trials": 2,
+        "warmup_trials": 1,
+        "inputs": 2,
+        "aa": False,
+    }
+    simulation = planted_at(rate_mbps)
+    spec = make_spec("accounting_simulated", measurement, device=Device.SIMULATED, simulation=simulation)
+    result = run_on(lambda _: group, spec, records, {"kind": "simulated"})
+    found = result.cells[0].arms[1].account
+    assert found is not None
+    planted = planted_figures(simulation)
+    return SimulatedPoint(rate_mbps, {name: (getattr(found, name).estimate, value) for name, value in planted.items()})
+
+
+def table(points: Sequence[Point]) -> str:
+    """Markdown: every rate, what was measured and what agrees; us per layer."""
+
+    def text(interval: Interval | None, scale: float = 1, digits: int = 0) -> str:
+        if interval is None:
+            return ""
+        estimate, low, high = (f"{scale * value:,.{digits}f}" for value in (interval.estimate, interval.low, interval.high))
+        return f"{estimate} [{low}, {high}]"
+
+    words = {True: "yes", False: "NO", None: ""}
+    headings = [
+        "Mbit/s",
+        "verdict",
+        "ratio",
+        "G us",
+        "gather alone us",
+        "floor us",
+        "W us",
+        "hidden %",
+        "ideal %",
+        "tax us",
+        "contention us",
+    ]
+    headings += ["T(overlapped) us", "predicted us", *points[0].checks]
+    lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
+    for p in points:
+        a = p.account
+        cells = [
+            f"{p.rate_mbps:g}" if p.rate_mbps else "unshaped",
+            p.verdict,
+            text(p.ratio, digits=3),
+            text(a.gather_us),
+            text(p.gather_alone_us),
+            f"{p.floor_us:,.0f}" if p.floor_us is not None else "",
+            f"{a.window_us.estimate:,.0f}",
+            text(a.hidden, 100),
+            f"{100 * a.hidden_ideal.estimate:.0f}" if a.hidden_ideal else "",
+            text(a.fork_join_tax_us),
+            text(a.contention_us),
+            text(a.total_us),
+            text(p.predicted_us),
+            *(words[agrees] for agrees in p.checks.values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="gets accounting.json, accounting.png and records.db")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES_MBPS, help="Mbit/s; unshaped comes last, always")
+    parser.add_argument("--launches", type=int, default=6)
+    parser.add_argument("--trials", type=int, default=8, help="of each arm, and of each control, in a launch")
+    parser.add_argument("--publish", action="store_true", help="copy the picture to experiments/")
+    options = parser.parse_args()
+    if piece := missing_piece():
+        sys.exit(f"a shaped link needs {piece}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    measurement = {
+        "launches": options.launches,
+        "blocks": 1,
+        "trials_per_block": options.trials,
+        "control_trials": options.trials,
+        "aa": False,  # this asks whether the account adds up, not whether a difference is one
+    }
+    began_s = time.monotonic()
+    records = Records(options.folder / "records.db")
+    try:
+        simulated = measure_simulated(options.rates, records)
+        points = measure_links([*options.rates, None], measurement, records)
+    finally:
+        records.close()
+    picture = options.folder / "accounting.png"
+    machine = environment()
+    curve = {rate: planted_figures(planted_at(rate)) for rate in np.geomspace(min(options.rates), max(options.rates), 100)}
+    draw_accounting(
+        points, simulated, curve, f"{machine['cpu']}, {machine['cores']} cores, {options.launches} launches a rate", picture
+    )
+    values = {
+        "environment": machine,
+        "measurement": measurement,
+        "points": [{**vars(p), "checks": p.checks} for p in points],
+        "simulated": [vars(p) for p in simulated],
+    }
+    (options.folder / "accounting.json").write_text(json_text(values))
+    print(f"\n{table(points)}\n")
+    for name in points[0].checks:
+        answers = [p.checks[name] for p in points if p.checks[name] is not None]
+        print(f"{name}: {sum(map(bool, answers))} of {len(answers)} rates agree")
+    worst = max(p.worst for p in simulated)
+    print(
+        f"simulated: {len(simulated)} rates x {len(simulated[0].figures)} figures, largest departure from what was planted {worst:.1e}"
+    )
+    print(f"{time.monotonic() - began_s:.0f} s; {options.folder}/accounting.json, {picture}")
+    if options.publish:
+        shutil.copy(picture, ROOT / "experiments" / "accounting.png")
+    if worst > 1e-6:
+        sys.exit("the account does not find what was planted")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""A sweep of two ranks without Ray, recorded and judged by the code that users' sweeps go through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments.names import SweepStatus
+from experiments.spec.experiment import ExperimentSpec
+from service.judge.results import SweepResult
+from service.run.rank_group import RankGroup
+from service.run.sweep import load_result, measure
+from service.store.records import Records
+
+
+def make_spec(name: str, measurement: dict[str, Any], **changes: Any) -> ExperimentSpec:
+    """One cell: `serial` against `overlap_rotate`, 512 tokens of `mini` on two ranks, over the links as they are."""
+    values: dict[str, Any] = {
+        "name": name,
+        "dims": "mini",
+        "workload": {"kind": "grid", "new_tokens": [512]},
+        "cells": {"cp_size": 2, "split": "zigzag", "fabric": "process_group"},
+        "arms": {"baseline": {"schedule": "serial"}, "overlapped": {"schedule": "overlap_rotate"}},
+        "measurement": measurement,
+    }
+    return ExperimentSpec.model_validate(values | changes)
+
+
+def run_on(make_group: Callable[[int], RankGroup], spec: ExperimentSpec, records: Records, link: dict[str, Any]) -> SweepResult:
+    """Measures `spec` on that group; `link` goes into the record, so that a shaped link is never taken for a real one.
+
+    Raises:
+        RuntimeError: The sweep failed, or a cell is INVALID; says why.
+    """
+    sweep_id = measure(spec, spec.expand(), records, make_group, print, {"link": link}, [])
+    result = load_result(records, sweep_id)
+    if result.status is not SweepStatus.FINISHED:
+        raise RuntimeError(f"sweep {sweep_id}: {result.failure}")
+    for cell in result.cells:
+        if not cell.is_measured:
+            raise RuntimeError(f"sweep {sweep_id}, cell {cell.label}: {cell.failure} {cell.faults}")
+    return result
