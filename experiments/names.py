@@ -60,6 +60,8 @@ class Regime(StrEnum):
 
     DRAINED = "drained"
     """Ranks idle and aligned before every trial."""
+    STREAMING = "streaming"
+    """A chain of layers back to back, each on what the one before it made; no barrier between them."""
 
 
 class Payload(StrEnum):

@@ -39,10 +39,25 @@ def make_cell(
     dims: DimsSpec = TINY,
     device: Device = Device.CPU,
     skew_us: float = 0.0,
+    layers: int = 1,
+    filler_us: float = 0.0,
 ) -> Cell:
-    """A cell over those steps (one of 64 tokens when none is given)."""
-    steps = steps or (make_step((0, 64)),)
-    return Cell("test", steps, len(steps) > 1, split, cp_size, FABRICS[fabric], scope, Regime.DRAINED, dims, device, skew_us)
+    """A cell over those steps (one of 64 tokens when none is given); streaming when it has more than one layer."""
+    return Cell(
+        workload_label="test",
+        steps=steps or (make_step((0, 64)),),
+        is_replay=len(steps) > 1,
+        split=split,
+        cp_size=cp_size,
+        fabric=FABRICS[fabric],
+        scope=scope,
+        regime=Regime.STREAMING if layers > 1 else Regime.DRAINED,
+        dims=dims,
+        device=device,
+        skew_us=skew_us,
+        layers=layers,
+        filler_us=filler_us,
+    )
 
 
 BOTH_ARMS = {"baseline": ArmSpec(), "overlapped": ArmSpec(schedule="overlap_rotate")}

@@ -150,7 +150,7 @@ class RunBlock:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial on one rank, times in us; `gather_us` and `wire_us` are None where no gather ran."""
+    """One trial on one rank, times in us, means over the layers of a chain (`start_us`: of the first); None where nothing of the kind ran."""
 
     variant: str
     row: int
@@ -162,6 +162,8 @@ class TrialRow:
     wire_us: float | None
     arrival_us: float | None
     late_us: float | None
+    filler_us: float | None = None
+    enqueue_us: float | None = None
 
 
 @dataclass(frozen=True)

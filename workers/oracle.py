@@ -37,14 +37,14 @@ class ReferenceReport:
 
 
 def check_against_references(cell: PreparedCell, step: int, num_rows: int) -> ReferenceReport:
-    """Judges this rank's `serial` in one step, on input set 0."""
+    """Judges this rank's `serial` in one step, on input set 0; of a chain its first layer: the others differ by weights and inputs alone."""
     index = 0
     rows_T = sampled_rows(cell, step, num_rows)
     r2 = Reference(cell.cell.dims, cell.weights, rounding=True)
     r1 = Reference(cell.cell.dims, cell.weights, rounding=False)
     keys_SD = _reference_keys(cell, r2, step, index)
-    results = [*_stage_gates(cell, r2, step, index, rows_T), _key_gate(cell.correct(step, index).k_SD, keys_SD)]
-    topk_TK = cell.finish_correct(step, index)[rows_T]
+    results = [*_stage_gates(cell, r2, step, index, rows_T), _key_gate(cell.correct(step, index).keys_SD[0], keys_SD)]
+    topk_TK = cell.finish_correct(step, index, num_layers=1)[rows_T]
     tokens_T = cell.steps[step].plan.local_rows_T[rows_T]
     ks_T, ke_T, _ = (torch.tensor(column)[tokens_T] for column in zip(*packed_ranges(cell.cell.steps[step]), strict=True))
     topk = cell.cell.dims.topk

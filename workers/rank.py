@@ -151,17 +151,19 @@ class CPRank:
         cell.correct(order.step, index)  # made on first use, and not inside what is timed
         outcome = run_arm(cell, variant, order.step, index, cell.cell.scope)
         fault = cell.problem(outcome, order.step, index)
-        times = outcome.exchange.times
+        times = outcome.times
         row = TrialRow(
             variant=order.variant,
             row=order.row,
             step=order.step,
             elapsed_us=outcome.elapsed_us,
             start_us=outcome.start_us,
-            window_us=outcome.exchange.window_us,
+            window_us=outcome.window_us,
             gather_us=times.gather_us if times else None,
             wire_us=times.wire_us if times else None,
             arrival_us=times.arrival_us if times else None,
             late_us=times.late_us if times else None,
+            filler_us=outcome.filler_us,
+            enqueue_us=outcome.enqueue_us,
         )
         return row, Fault(variant.arm, "timed trial", fault) if fault else None

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from experiments.names import Device, FabricKind, Regime, Scope, Split
-from experiments.spec.dims import DimsSpec
+from experiments.spec.dims import CACHE_BYTES_PER_TOKEN, DimsSpec
 from experiments.spec.eligibility import is_beyond_upstream, why_not
 from experiments.spec.fabric import FabricSpec
 from experiments.workload.step import Workload
@@ -20,10 +20,12 @@ KEY_BYTES = 256
 
 @dataclass(frozen=True)
 class Cell:
-    """Workload x split x cp_size x fabric x scope x regime x dims (x injected skew), on one device.
+    """Workload x split x cp_size x fabric x scope x regime x dims (x injected skew x filler), on one device.
 
     Attributes:
         skew_us: The last rank starts every trial that much after the others.
+        layers: Of a streaming chain; 1 when drained.
+        filler_us: Work after each layer of a chain, in place of attention and MoE.
     """
 
     workload_label: str
@@ -37,6 +39,8 @@ class Cell:
     dims: DimsSpec
     device: Device
     skew_us: float = 0.0
+    layers: int = 1
+    filler_us: float = 0.0
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -44,7 +48,8 @@ class Cell:
 
         A coordinate that came later is left out where it is at rest, so that an older cell keeps its identity.
         """
-        later = {"skew_us": self.skew_us} if self.skew_us else {}
+        at_rest = {"skew_us": 0.0, "layers": 1, "filler_us": 0.0}
+        later = {name: getattr(self, name) for name, rest in at_rest.items() if getattr(self, name) != rest}
         return {
             "steps": [[[s.prefix_tokens, s.new_tokens] for s in step.sequences] for step in self.steps],
             "split": self.split.value,
@@ -64,11 +69,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Readable, and unique inside a sweep; the usual scope and no skew are left out."""
+        """Readable, and unique inside a sweep; the usual scope and regime, and what is at rest, are left out."""
         simulated = "simulated-" if self.device is Device.SIMULATED else ""
         scope = f"-{self.scope}" if self.scope is not Scope.QK else ""
+        regime = f"-{self.regime}" if self.regime is not Regime.DRAINED else ""
+        filler = f"-filler{self.filler_us:g}us" if self.filler_us else ""
         skew = f"-skew{self.skew_us:g}us" if self.skew_us else ""
-        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}{skew}"
+        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}{regime}{filler}{skew}"
 
     @property
     def new_tokens(self) -> int:
@@ -100,8 +107,9 @@ class Cell:
         weights = 2 * (heads * dims.q_lora_rank + dims.head_dim * dims.hidden + dims.num_heads * dims.hidden)
         inputs = 2 * (widest.new_tokens + num_inputs * 64) * (dims.hidden + dims.q_lora_rank)
         queries = local * heads * (2 + 2 + 4 + 4)
-        keys = widest.kv_tokens * 132 + (num_inputs + 2) * widest.new_tokens * KEY_BYTES
-        return weights + inputs + queries + keys
+        # Of each layer: the packed cache, the destination, and the right keys of every input set; one buffer of the wire for all.
+        keys = widest.kv_tokens * CACHE_BYTES_PER_TOKEN + (num_inputs + 1) * widest.new_tokens * KEY_BYTES
+        return self.layers * (weights + keys) + inputs + queries + widest.new_tokens * KEY_BYTES
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -117,6 +125,8 @@ class Cell:
             "fabric_name": self.fabric.name,
             "dims_name": self.dims.name,
             "skew_us": self.skew_us,
+            "layers": self.layers,
+            "filler_us": self.filler_us,
             **{key: value for key, value in self.content.items() if key != "steps"},
         }
 

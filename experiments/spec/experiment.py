@@ -14,6 +14,7 @@ from experiments.errors import SpecError
 from experiments.names import BASELINE_ARM, Device, Regime, Scope, Split
 from experiments.spec.arms import ArmSpec
 from experiments.spec.cell import Cell
+from experiments.spec.chain import ChainSpec
 from experiments.spec.dims import DimsSpec, dims_by_name
 from experiments.spec.eligibility import why_not
 from experiments.spec.fabric import FabricSpec, fabric_by_name
@@ -63,7 +64,16 @@ class CellsSpec(BaseModel):
     skew_us: Annotated[tuple[_Microseconds, ...], BeforeValidator(_listed)] = (0.0,)
     """The last rank starts every trial of every arm that much after the others."""
 
-    _no_repeats = field_validator("split", "cp_size", "fabric", "scope", "regime", "skew_us")(_distinct)
+    filler_us: Annotated[tuple[_Microseconds, ...], BeforeValidator(_listed)] = (0.0,)
+    """Calibrated work after each layer of a streaming chain, in place of attention and MoE; a drained cell has none."""
+
+    _no_repeats = field_validator("split", "cp_size", "fabric", "scope", "regime", "skew_us", "filler_us")(_distinct)
+
+    @model_validator(mode="after")
+    def _filler_lies_between_layers(self) -> Self:
+        if any(self.filler_us) and Regime.STREAMING not in self.regime:
+            raise ValueError(f"filler_us {max(self.filler_us):g} lies between the layers of a chain: add streaming to regime")
+        return self
 
     @model_validator(mode="after")
     def _somebody_can_be_late(self) -> Self:
@@ -86,6 +96,7 @@ class ExperimentSpec(BaseModel):
     weights: WeightsSpec = WeightsSpec()
     workload: Annotated[GridWorkload | TraceWorkload, Field(discriminator="kind")]
     cells: CellsSpec
+    chain: ChainSpec = ChainSpec()
     arms: dict[str, ArmSpec]
     measurement: MeasurementSpec = MeasurementSpec()
     verify: VerifySpec = VerifySpec()
@@ -130,13 +141,28 @@ class ExperimentSpec(BaseModel):
         else:
             workloads = [(point.label, point.steps) for point in self.workload.points()]
         c = self.cells
-        axes: Iterable[tuple[Any, ...]] = itertools.product(c.cp_size, workloads, c.split, c.fabric, c.scope, c.regime, c.skew_us)
+        regimes = [(r, f) for r in c.regime for f in (c.filler_us if r is Regime.STREAMING else (0.0,))]
+        axes: Iterable[tuple[Any, ...]] = itertools.product(c.cp_size, workloads, c.split, c.fabric, c.scope, regimes, c.skew_us)
         cells = []
-        for cp_size, (label, steps), split, fabric, scope, regime, skew_us in axes:
+        for cp_size, (label, steps), split, fabric, scope, (regime, filler_us), skew_us in axes:
             if replay is None and (reason := why_not(split, steps[0], cp_size)):
                 raise SpecError(f"workload.new_tokens: {reason} (cell {label}); give longer sequences or change cells.cp_size")
             cells.append(
-                Cell(label, steps, replay is not None, split, cp_size, fabric, scope, regime, self.dims, self.device, skew_us)
+                Cell(
+                    workload_label=label,
+                    steps=steps,
+                    is_replay=replay is not None,
+                    split=split,
+                    cp_size=cp_size,
+                    fabric=fabric,
+                    scope=scope,
+                    regime=regime,
+                    dims=self.dims,
+                    device=self.device,
+                    skew_us=skew_us,
+                    layers=self.chain.layers if regime is Regime.STREAMING else 1,
+                    filler_us=filler_us,
+                )
             )
         return Expansion(cells=tuple(cells), replay=replay)
 

@@ -25,6 +25,8 @@ class SimulationSpec(BaseModel):
     head_gates_us: float = Field(13, ge=0)
     logits_us: float = Field(250, ge=0)
     topk_us: float = Field(100, ge=0)
+    carry_us: float = Field(2, ge=0)
+    """Between the layers of a chain: what makes a layer's inputs depend on the layer before."""
     fork_us: float = Field(1, ge=0)
     join_us: float = Field(1, ge=0)
     main_slowdown: float = Field(0.1, ge=0)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class WeightsSpec(BaseModel):
-    """Seeded weights, or one layer of a checkpoint folder in DeepSeek-V3.2's safetensors layout."""
+    """Seeded weights, or a checkpoint folder in DeepSeek-V3.2's safetensors layout: one layer of it, or as many from there on as a chain has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

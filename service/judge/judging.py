@@ -109,7 +109,9 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
     late = [us for t in record.trials for us in t.late_us if us is not None and t.kind == "arms"]
     skew = [t.skew_us for t in record.trials if t.skew_us is not None and t.kind == "arms"]
     lateness = [
-        [us for us in t.lateness_us if us is not None] for t in record.trials if t.skew_us is not None and t.kind == "arms"
+        [us for us in t.lateness_us if us is not None]
+        for t in record.trials
+        if t.skew_us is not None and t.lateness_us and t.kind == "arms"
     ]
     return CellResult(
         cell=record.cell,

@@ -55,7 +55,8 @@ def check(spec: ExperimentSpec) -> Expansion:
             except SpecError as error:
                 raise SpecError(f"arms.{arm}.{error}") from None
         if spec.weights.checkpoint and spec.device is not Device.SIMULATED:
-            checkpoint_weights(spec.weights.checkpoint, spec.weights.layer, spec.dims)
+            for layer in range(max(cell.layers for cell in expansion.cells)):
+                checkpoint_weights(spec.weights.checkpoint, spec.weights.layer + layer, spec.dims)
     return expansion
 
 

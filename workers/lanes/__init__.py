@@ -29,6 +29,10 @@ class Lanes(Protocol):
         """The time of the calling lane, in us: comparable within a host on the CPU, virtual when simulated."""
         ...
 
+    def host_us(self) -> float | None:
+        """The host's clock, us, on lanes whose work is enqueued by a host that runs ahead; None where the host does the work itself."""
+        ...
+
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         """Runs one stage on the calling lane."""
         ...

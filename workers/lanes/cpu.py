@@ -41,6 +41,9 @@ class CpuLanes:
     def now_us(self) -> float:
         return time.monotonic_ns() / 1e3
 
+    def host_us(self) -> None:
+        return None
+
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         return function(*args)
 
