@@ -315,10 +315,7 @@ class PreparedCell:
     def _start_together(self) -> float:
         """Both lanes idle, all ranks here, the last one late by the cell's skew; the time, us."""
         self.lanes.drain()
-        if isinstance(self.lanes, SimulatedLanes):
-            self.lanes.pass_until(max(self.transport.all_gather_us(self.lanes.now_us())))
-        else:
-            self.transport.barrier()
+        self.lanes.meet(self.transport)
         if self.cell.skew_us and self.rank == self.cell.cp_size - 1:
             self.lanes.busy_wait(self.cell.skew_us)
         return self.lanes.now_us()

@@ -17,6 +17,7 @@ import torch
 from experiments.names import Device, Lane, Part
 from workers.clock import SHARED, ClockOffset, offset_to_rank_0
 from workers.fabrics import Fabric, GatherTimes
+from workers.fabrics.transport import CollectiveTransport
 from workers.lanes import Join, Lanes
 from workers.messages import ArmTrace, Fault, TraceCell, TraceReport, Variant
 from workers.prepared_cell import Outcome, PreparedCell
@@ -58,6 +59,12 @@ class TracedLanes:
         result = self._lanes.stage(name, function, *args)
         self._timeline.add(name, self._lanes.lane, start_us, self._lanes.now_us())
         return result
+
+    def host_us(self) -> float | None:
+        return self._lanes.host_us()
+
+    def meet(self, transport: CollectiveTransport) -> None:
+        self._lanes.meet(transport)
 
     def busy_wait(self, wait_us: float) -> None:
         start_us = self._lanes.now_us()
@@ -113,8 +120,10 @@ def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Ti
     """
     traced = copy.copy(cell)
     traced.lanes = TracedLanes(cell.lanes, timeline)
-    traced.indexer = copy.copy(cell.indexer)
-    traced.indexer.lanes = traced.lanes
+    traced.layers = [copy.copy(layer) for layer in cell.layers]
+    for layer in traced.layers:
+        layer.lanes = traced.lanes
+    traced.indexer = traced.layers[0]
     traced.fabric = TracedFabric(cell.fabric, cell.lanes, timeline)
     return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
 
@@ -131,7 +140,7 @@ def trace_arms(cell: PreparedCell, request: TraceCell) -> TraceReport:
         outcome = run_traced(cell, arm, request.step, index, timeline)
         if problem := cell.problem(outcome, request.step, index):
             faults.append(Fault(arm, "traced trial", problem))
-        end_us = outcome.start_us + outcome.elapsed_us
+        end_us = outcome.start_us + outcome.elapsed_us * cell.cell.layers
         traces.append(ArmTrace(arm, round(outcome.start_us * 1e3), round(end_us * 1e3), timeline.spans))
     clock = SHARED if is_shared else before.covering(_offset(cell))
     shifted = tuple(_shifted(trace, clock.offset_ns) for trace in traces)

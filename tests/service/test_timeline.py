@@ -47,7 +47,7 @@ def cell_of(arms=BOTH_ARMS) -> CellResult:
         return ArmResult(name, arm.model_dump(mode="json"), {}, None, False, "", None, latency, 3905.0, None, None, 80)
 
     results = tuple(result(name, arm) for name, arm in arms.items())
-    return CellResult({"label": "a cell"}, results, (), "", {}, 5, "gloo", None, None, None, None)
+    return CellResult({"label": "a cell"}, results, (), "", {}, 5, "gloo", None, None, None, (), None)
 
 
 def events_of(reports: list[TraceReport]) -> list[dict]:

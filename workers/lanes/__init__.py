@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from experiments.names import Device, Lane
 from experiments.spec.simulation import SimulationSpec
+
+if TYPE_CHECKING:
+    from workers.fabrics.transport import CollectiveTransport
 
 R = TypeVar("R")
 
@@ -31,6 +34,10 @@ class Lanes(Protocol):
 
     def host_us(self) -> float | None:
         """The host's clock, us, on lanes whose work is enqueued by a host that runs ahead; None where the host does the work itself."""
+        ...
+
+    def meet(self, transport: CollectiveTransport) -> None:
+        """Waits for the same call of every other rank."""
         ...
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:

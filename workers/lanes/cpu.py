@@ -10,9 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.names import Lane
+
+if TYPE_CHECKING:
+    from workers.fabrics.transport import CollectiveTransport
 
 R = TypeVar("R")
 
@@ -43,6 +46,9 @@ class CpuLanes:
 
     def host_us(self) -> None:
         return None
+
+    def meet(self, transport: CollectiveTransport) -> None:
+        transport.barrier()
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         return function(*args)

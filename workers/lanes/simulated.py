@@ -8,10 +8,13 @@ only meet in gathers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.names import Lane
 from experiments.spec.simulation import SimulationSpec
+
+if TYPE_CHECKING:
+    from workers.fabrics.transport import CollectiveTransport
 
 R = TypeVar("R")
 
@@ -64,6 +67,9 @@ class SimulatedLanes:
 
     def host_us(self) -> None:
         return None
+
+    def meet(self, transport: CollectiveTransport) -> None:
+        self.pass_until(max(transport.all_gather_us(self.now_us())))
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         if name != "gather":  # the fabric knows when it ends: that depends on the other ranks
