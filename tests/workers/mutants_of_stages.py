@@ -10,6 +10,7 @@ from tests.workers.other_indexer import OtherIndexer, Product, accumulate_in
 from workers.indexer.reference import topk_rows
 
 FP8 = torch.float8_e4m3fn
+FP16_SUMS, BF16_SUMS = accumulate_in(torch.float16, 16), accumulate_in(torch.bfloat16, 16)
 
 
 class ProjectsHeadsAcross(OtherIndexer):
@@ -21,12 +22,12 @@ class ProjectsHeadsAcross(OtherIndexer):
 
 @dataclass(frozen=True)
 class AccumulatesInFp16(OtherIndexer):
-    matmul: Product = accumulate_in(torch.float16, 16)
+    matmul: Product = FP16_SUMS
 
 
 @dataclass(frozen=True)
 class AccumulatesInBf16(OtherIndexer):
-    matmul: Product = accumulate_in(torch.bfloat16, 16)
+    matmul: Product = BF16_SUMS
 
 
 class NormWithoutBias(OtherIndexer):
