@@ -1,214 +1,180 @@
-"""The gates let a correct float32 re-implementation pass, and stop every mutant of it.
-
-`OtherIndexer` is that re-implementation: float32 sums in other orders, tables by float32 powers, butterflies for Hadamard's matrix.
-It shares no line with the reference.
-"""
+"""The gates let correct float32 re-implementations pass, and stop every mutant at the stage that is wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
+import pytest
 import torch
-from torch import Tensor
 
-from experiments.spec.dims import PRESETS, DimsSpec
-from experiments.workload.step import Step
+from experiments.spec.dims import PRESETS, DimsSpec, YarnSpec
+from tests.conftest import MINI, make_step
+from tests.workers.mutants_of_stages import CHOICE_MUTANTS, FORM_MUTANTS, STAGE_MUTANTS, WithoutYarn
+from tests.workers.other_indexer import (
+    Case,
+    OtherIndexer,
+    Truth,
+    accumulate_bf16_gemm,
+    accumulate_fp32,
+    accumulate_in,
+    judge_stages,
+    make_case,
+    random_weights,
+    run,
+)
 from workers.indexer import gates
-from workers.indexer.gates import GateResult, TopkResult
-from workers.indexer.reference import Reference, ReferenceWeights, packed_ranges, topk_rows
+from workers.indexer.reference import Reference
 
-MINI = PRESETS["mini"]
+V32 = DimsSpec(name="v32_small", hidden=1024, q_lora_rank=256, num_heads=16, topk=48, num_layers=1, yarn=YarnSpec())
+GLM = DimsSpec(
+    name="glm_small", hidden=768, q_lora_rank=384, num_heads=32, topk=48, num_layers=1, rope_style="interleaved", rope_theta=8e6
+)
+RIGHT = {
+    "fp32": accumulate_fp32,
+    "bf16 gemm": accumulate_bf16_gemm,
+    "one by one": accumulate_in(torch.float32, 1),
+    "by sixteen": accumulate_in(torch.float32, 16),
+}
+STEPS = {
+    "one": make_step((0, 300)),
+    "one with prefix": make_step((200, 100)),
+    "two": make_step((0, 90), (0, 130)),
+    "three with prefixes": make_step((100, 80), (0, 60), (33, 50)),
+}
 
 
-def random_weights(dims: DimsSpec, seed: int = 0) -> ReferenceWeights:
-    """N(0, 1) / sqrt(fan in) in bf16; a norm whose weight and bias do something."""
-    g = torch.Generator().manual_seed(seed)
+def with_hard_rows(case: Case) -> Case:
+    """A query of zeros, whose scale comes from the floor, and keys so small that the norm's eps shows."""
+    x_NX, q_lora_TR = case.x_NX.clone(), case.q_lora_TR.clone()
+    x_NX[5:8] *= 2.0**-10
+    q_lora_TR[2] = 0
+    return replace(case, x_NX=x_NX, x_TX=x_NX[case.ke_T - 1], q_lora_TR=q_lora_TR)
 
-    def linear(rows: int, columns: int) -> Tensor:
-        return (torch.randn(rows, columns, generator=g) / math.sqrt(columns)).to(torch.bfloat16)
 
-    return ReferenceWeights(
-        wq_b=linear(dims.num_heads * dims.head_dim, dims.q_lora_rank),
-        wk=linear(dims.head_dim, dims.hidden),
-        k_norm_weight=1 + 0.1 * torch.randn(dims.head_dim, generator=g),
-        k_norm_bias=0.1 * torch.randn(dims.head_dim, generator=g),
-        weights_proj=linear(dims.num_heads, dims.hidden),
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+@pytest.mark.parametrize("dims", [MINI, V32, GLM], ids=lambda dims: dims.name)
+def test_right_implementations_pass_every_gate(dims, step):
+    case = with_hard_rows(make_case(dims, step, rows=40))
+    r2 = case.r2
+    truth = Truth.of(case, r2)
+    for name, matmul in RIGHT.items():
+        for table_dtype in (torch.float64, torch.float32):
+            flow = run(OtherIndexer(dims, case.weights, matmul, table_dtype), case)
+            assert [result for result in judge_stages(flow, case, r2) if not result.ok] == [], name
+            whole = truth.judge(flow.topk, case)
+            assert whole.ok, (name, whole)
+
+
+@pytest.mark.parametrize("dims", [PRESETS["deepseek_v32"], PRESETS["glm_5"]], ids=lambda dims: dims.name)
+def test_right_projections_of_real_width_pass(dims):
+    """Sums of 6144 or 7168 terms, one by one: the widest that the slack is for."""
+    weights, g = random_weights(dims), torch.Generator().manual_seed(1)
+    r2 = Reference(dims, weights, rounding=True)
+    x = torch.randn(4, dims.hidden, generator=g).to(torch.bfloat16)
+    for matmul in RIGHT.values():
+        other = OtherIndexer(dims, weights, matmul)
+        assert gates.gate_project_k(r2, x, other.project_k(x)).ok
+        assert gates.gate_head_gates(r2, x, torch.ones(4, dims.num_heads), other.head_gates(x, torch.ones(4, dims.num_heads))).ok
+    worse = OtherIndexer(dims, weights, accumulate_in(torch.float16, 16))
+    assert not gates.gate_project_k(r2, x, worse.project_k(x)).ok
+
+
+@pytest.mark.parametrize("dims", PRESETS.values(), ids=PRESETS.keys())
+@pytest.mark.parametrize("table_dtype", [torch.float64, torch.float32])
+def test_rope_at_position_1e5_passes_and_a_shift_by_one_does_not(dims, table_dtype):
+    weights, g = random_weights(MINI), torch.Generator().manual_seed(1)
+    r2 = Reference(
+        dims.model_copy(update={"hidden": MINI.hidden, "q_lora_rank": MINI.q_lora_rank, "num_heads": 64}), weights, True
     )
+    x = torch.randn(200, 128, generator=g).to(torch.bfloat16)
+    positions = torch.randint(100_000, 131_072, (200,), generator=g)
+    other = OtherIndexer(dims, weights, table_dtype=table_dtype)
+    assert gates.gate_rope(r2, "rope", x, positions, other.rope(x, positions)).ok
+    assert not gates.gate_rope(r2, "rope", x, positions, other.rope(x, positions + 1)).ok
 
 
-@dataclass(frozen=True)
-class Case:
-    """Inputs of one step: hidden states of all packed tokens, latent queries of some rows of the new ones."""
-
-    dims: DimsSpec
-    weights: ReferenceWeights
-    x_NX: Tensor
-    positions_N: Tensor
-    q_lora_TR: Tensor
-    x_TX: Tensor
-    positions_T: Tensor
-    ks_T: Tensor
-    ke_T: Tensor
+BROKEN = [(mutant, dims) for mutant in STAGE_MUTANTS for dims in (MINI, V32, GLM) if dims.yarn or mutant is not WithoutYarn]
+"""GLM-5 has no YaRN to leave out."""
 
 
-def make_case(dims: DimsSpec, step: Step, rows: int, seed: int = 0) -> Case:
-    g = torch.Generator().manual_seed(1000 + seed)
-    x_NX = torch.randn(step.kv_tokens, dims.hidden, generator=g).to(torch.bfloat16)
-    positions_N = torch.cat([torch.arange(s.prefix_tokens + s.new_tokens) for s in step.sequences])
-    ranges = torch.tensor(packed_ranges(step))
-    chosen = ranges[torch.randperm(ranges.shape[0], generator=g)[:rows].sort().values]
-    ks, ke, positions = chosen.unbind(1)
-    q_lora = torch.randn(chosen.shape[0], dims.q_lora_rank, generator=g).to(torch.bfloat16)
-    return Case(dims, random_weights(dims, seed), x_NX, positions_N, q_lora, x_NX[ke - 1], positions, ks, ke)
+@pytest.mark.parametrize(("mutant", "dims"), BROKEN, ids=[f"{mutant.__name__}-{dims.name}" for mutant, dims in BROKEN])
+def test_a_mutant_fails_at_its_own_gates_and_at_no_other(mutant, dims):
+    # Beyond 256 positions bf16 cannot count them.
+    case = with_hard_rows(make_case(dims, make_step((400, 100), (0, 60)), rows=24))
+    flow = run(mutant(dims, case.weights), case)
+    failed = {result.stage for result in judge_stages(flow, case, case.r2) if not result.ok}
+    assert failed == STAGE_MUTANTS[mutant]
 
 
-def accumulate_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    return x.float() @ weight.float().T
+CHOOSING = make_step((100, 80), (0, 60), (33, 50))
 
 
-def accumulate_bf16_gemm(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.nn.functional.linear(x, weight).float()
+@pytest.mark.parametrize("mutant", FORM_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_selection_out_of_form_is_stopped_and_its_rule_named(mutant):
+    case = make_case(V32, CHOOSING, rows=190)
+    flow = run(mutant(V32, case.weights), case)
+    form = gates.check_topk_structure(flow.topk, case.ke_T - case.ks_T, V32.topk)
+    assert not form.ok
+    assert FORM_MUTANTS[mutant] in form.detail
+    assert not Truth.of(case, case.r2).judge(flow.topk, case, min_recall=0).ok
 
 
-def accumulate_in(dtype: torch.dtype, block: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """One accumulator of `dtype` that walks the inner axis block by block."""
-
-    def product(x: Tensor, weight: Tensor) -> Tensor:
-        total = torch.zeros(x.shape[0], weight.shape[0], dtype=dtype)
-        for at in range(0, x.shape[1], block):
-            total = (total.float() + x[:, at : at + block].float() @ weight[:, at : at + block].float().T).to(dtype)
-        return total.float()
-
-    return product
-
-
-@dataclass(frozen=True)
-class OtherIndexer:
-    """Another implementation in float32 and bf16; every field but the last changes it into a mutant."""
-
-    dims: DimsSpec
-    weights: ReferenceWeights
-    hadamard_q: bool = True
-    hadamard_k: bool = True
-    k_bias: bool = True
-    gate_q_scale: bool = True
-    key_shift: int = 0
-    matmul: Callable[[Tensor, Tensor], Tensor] = field(default=accumulate_fp32)
-
-    def project_q(self, q_lora_TR: Tensor) -> Tensor:
-        return self.matmul(q_lora_TR, self.weights.wq_b).to(torch.bfloat16).view(-1, self.dims.num_heads, 128)
-
-    def project_k(self, x_TX: Tensor) -> Tensor:
-        return self.matmul(x_TX, self.weights.wk).to(torch.bfloat16)
-
-    def norm_k(self, k_TD: Tensor) -> Tensor:
-        bias = self.weights.k_norm_bias if self.k_bias else None
-        return torch.nn.functional.layer_norm(k_TD.float(), (128,), self.weights.k_norm_weight, bias, 1e-6).to(torch.bfloat16)
-
-    def rope(self, x: Tensor, positions_T: Tensor) -> Tensor:
-        dims, half = self.dims, self.dims.rope_dim // 2
-        exponent = torch.arange(0, dims.rope_dim, 2, dtype=torch.float32) / dims.rope_dim
-        frequency = 1.0 / (torch.tensor(dims.rope_theta) ** exponent)
-        if dims.yarn is not None:
-            base = math.log(dims.rope_theta)
-            turns = [
-                math.log(dims.yarn.original_positions / (b * 2 * math.pi)) for b in (dims.yarn.beta_fast, dims.yarn.beta_slow)
-            ]
-            low, high = (dims.rope_dim * t / (2 * base) for t in turns)
-            low, high = max(math.floor(low), 0), min(math.ceil(high), dims.rope_dim - 1)
-            keep = 1 - ((torch.arange(half, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-            frequency = frequency / dims.yarn.factor * (1 - keep) + frequency * keep
-        angle = torch.outer(positions_T.float(), frequency)
-        turn = torch.polar(torch.ones_like(angle), angle)
-        if x.dim() == 3:
-            turn = turn[:, None]
-        head = x[..., : dims.rope_dim].float()
-        if dims.rope_style == "neox":
-            turned = torch.complex(head[..., :half], head[..., half:]) * turn
-            head = torch.cat([turned.real, turned.imag], -1)
-        else:
-            turned = torch.complex(head[..., 0::2], head[..., 1::2]) * turn
-            head = torch.stack([turned.real, turned.imag], -1).flatten(-2)
-        return torch.cat([head.to(torch.bfloat16), x[..., dims.rope_dim :]], -1)
-
-    def hadamard(self, x: Tensor) -> Tensor:
-        y = x.float()
-        for bit in range(7):
-            pairs = y.view(*x.shape[:-1], -1, 2, 1 << bit)
-            y = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).view(x.shape)
-        return (y * 128**-0.5).to(torch.bfloat16)
-
-    def quantise_q(self, q_THD: Tensor) -> tuple[Tensor, Tensor]:
-        amax = q_THD.float().abs().amax(-1).clamp(min=1e-4)
-        scale = torch.exp2(torch.ceil(torch.log2(amax / 448)))
-        return (q_THD.float() / scale[..., None]).clamp(-448, 448).to(torch.float8_e4m3fn), scale
-
-    def quantise_k(self, k_ND: Tensor) -> tuple[Tensor, Tensor]:
-        scale = k_ND.float().abs().amax(-1).clamp(min=1e-4) / torch.full((1,), 448.0)
-        return (k_ND.float() * (1.0 / scale)[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn), scale
-
-    def head_gates(self, x_TX: Tensor, q_scale_TH: Tensor) -> Tensor:
-        scale = q_scale_TH if self.gate_q_scale else torch.ones_like(q_scale_TH)
-        return accumulate_fp32(x_TX, self.weights.weights_proj) * self.dims.num_heads**-0.5 * scale * 128**-0.5
-
-    def logits(self, q_values: Tensor, k_values: Tensor, k_scale: Tensor, gates_TH: Tensor) -> Tensor:
-        out = [(gate @ (q @ k_values.float().T).relu()) * k_scale for q, gate in zip(q_values.float(), gates_TH, strict=True)]
-        return torch.stack(out)
+@pytest.mark.parametrize("mutant", CHOICE_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_selection_of_wrong_keys_is_stopped_whatever_its_recall(mutant):
+    case = make_case(V32, CHOOSING, rows=190)
+    flow = run(mutant(V32, case.weights), case)
+    assert gates.check_topk_structure(flow.topk, case.ke_T - case.ks_T, V32.topk).ok
+    whole = Truth.of(case, case.r2).judge(flow.topk, case, min_recall=0)
+    assert not whole.ok
+    assert whole.worst_swap_gap > whole.gap_bound
+    assert "R2 scores it" in whole.detail
 
 
-@dataclass(frozen=True)
-class Flow:
-    """What each stage of an implementation gave, in order."""
-
-    q: tuple[Tensor, Tensor, Tensor]
-    k: tuple[Tensor, Tensor, Tensor, Tensor]
-    q8: tuple[Tensor, Tensor]
-    k8: tuple[Tensor, Tensor]
-    gates: Tensor
-    logits: Tensor
-    topk: Tensor
+def test_padding_rows_are_all_minus_one():
+    lengths = torch.tensor([0, 2])
+    assert gates.check_topk_structure(torch.tensor([[-1, -1, -1], [1, 0, -1]]), lengths, 3).ok
+    assert not gates.check_topk_structure(torch.tensor([[0, -1, -1], [1, 0, -1]]), lengths, 3).ok
 
 
-def run(other: OtherIndexer, case: Case) -> Flow:
-    q0 = other.project_q(case.q_lora_TR)
-    q1 = other.rope(q0, case.positions_T)
-    q2 = other.hadamard(q1) if other.hadamard_q else q1
-    k0 = other.project_k(case.x_NX)
-    k1 = other.norm_k(k0)
-    k2 = other.rope(k1, case.positions_N + other.key_shift)
-    k3 = other.hadamard(k2) if other.hadamard_k else k2
-    q8, k8 = other.quantise_q(q2), other.quantise_k(k3)
-    gates_TH = other.head_gates(case.x_TX, q8[1])
-    logits = other.logits(q8[0], k8[0], k8[1], gates_TH)
-    return Flow((q0, q1, q2), (k0, k1, k2, k3), q8, k8, gates_TH, logits, topk_rows(logits, case.ks_T, case.ke_T, case.dims.topk))
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_infinitely_wrong(value):
+    case = make_case(MINI, make_step((0, 40)), rows=8)
+    flow = run(OtherIndexer(MINI, case.weights), case)
+    broken = flow.k[0].clone()
+    broken[3, 4] = value
+    result = gates.gate_project_k(case.r2, case.x_NX, broken)
+    assert not result.ok
+    assert result.worst == math.inf
+    assert result.detail.startswith("row 3, dim 4")
 
 
-def judge_stages(flow: Flow, case: Case, r2: Reference) -> list[GateResult]:
-    """Every stage gate on the inputs that the stage was given."""
-    q, k = flow.q, flow.k
-    return [
-        gates.gate_project_q(r2, case.q_lora_TR, q[0]),
-        gates.gate_rope(r2, "rope_q", q[0], case.positions_T, q[1]),
-        gates.gate_hadamard(r2, "hadamard_q", q[1], q[2]),
-        gates.gate_project_k(r2, case.x_NX, k[0]),
-        gates.gate_norm_k(r2, k[0], k[1]),
-        gates.gate_rope(r2, "rope_k", k[1], case.positions_N, k[2]),
-        gates.gate_hadamard(r2, "hadamard_k", k[2], k[3]),
-        *gates.gate_quantise_q(r2, q[2], *flow.q8),
-        *gates.gate_quantise_k(r2, k[3], *flow.k8),
-        gates.gate_head_gates(r2, case.x_TX, flow.q8[1], flow.gates),
-        gates.gate_logits(r2, flow.q8[0], *flow.k8, flow.gates, case.ks_T, case.ke_T, flow.logits),
-    ]
+def test_a_wrong_shape_is_refused():
+    case = make_case(MINI, make_step((0, 40)), rows=8)
+    with pytest.raises(ValueError, match="project_k: got shape"):
+        gates.gate_project_k(case.r2, case.x_NX, torch.zeros(39, 128))
+    with pytest.raises(ValueError, match="topk: got shape"):
+        gates.check_topk_structure(torch.zeros(2, 3), torch.tensor([1, 2]), 4)
 
 
-def judge_topk(flow: Flow, case: Case, r2: Reference) -> TopkResult:
-    """The whole flow of R2 on the step's inputs, against the top-k that came out."""
-    q_values, q_scale = r2.quantise_q(r2.queries(case.q_lora_TR, case.positions_T))
-    k_values, k_scale = r2.quantise_k(r2.keys(case.x_NX, case.positions_N))
-    gates_TH = r2.head_gates(case.x_TX, q_scale)
-    scores = r2.logits(q_values, k_values, k_scale, gates_TH)
-    boundary = gates.boundary_keys(scores, case.ks_T, case.ke_T, case.dims.topk)
-    gap = gates.rounding_gap(q_values, gates_TH, k_values, k_scale, boundary)
-    return gates.compare_topk(flow.topk, scores, case.ks_T, case.ke_T, case.dims.topk, gap)
+def test_the_scale_of_q_may_double_only_where_its_magnitude_is_a_power_of_two():
+    """A rounded logarithm may take the next exponent at 448 x 2^n, and nowhere else."""
+    q = torch.zeros(2, 1, 128, dtype=torch.bfloat16)
+    q[0, 0, 0], q[1, 0, 0] = 448.0, 440.0
+    r2 = Reference(MINI, random_weights(MINI), rounding=True)
+    values, scale = r2.quantise_q(q)
+    assert scale.flatten().tolist() == [1.0, 1.0]
+    doubled = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+    assert all(result.ok for result in gates.gate_quantise_q(r2, q, values / doubled[..., None], doubled))
+    both = torch.full((2, 1), 2.0, dtype=torch.float64)
+    assert not all(result.ok for result in gates.gate_quantise_q(r2, q, values / both[..., None], both))
+
+
+def test_logits_outside_the_visible_range_are_anyones():
+    case = make_case(MINI, make_step((0, 40), (0, 30)), rows=20)
+    flow = run(OtherIndexer(MINI, case.weights), case)
+    keys = torch.arange(flow.logits.shape[1])
+    outside = (keys < case.ks_T[:, None]) | (keys >= case.ke_T[:, None])
+    arguments = (case.r2, flow.q8[0], *flow.k8, flow.gates, case.ks_T, case.ke_T)
+    assert gates.gate_logits(*arguments, flow.logits.masked_fill(outside, math.nan)).ok
+    assert not gates.gate_logits(*arguments, flow.logits.masked_fill(~outside, 0.0)).ok

@@ -2,7 +2,8 @@
 
 Every bound is a distance from the UNROUNDED result on the same inputs: what one rounding to the output's format may add, and a
 slack for arithmetic in fp32. So a stage passes for what it does, not for what the stage before it did, and a wrong formula fails.
-The slacks were calibrated with float32 re-implementations; `tests/workers/test_gates.py` holds those and the mutants.
+The slacks were calibrated with float32 re-implementations; `tests/workers/test_gates.py` holds those and the mutants, and
+`tests/workers/test_recall.py` the bounds of top-k.
 
 A result's `worst` and `bound` belong to one element: the one whose error is the largest share of what it is allowed.
 
@@ -49,17 +50,19 @@ FLIP_SHARE = 2.0**-4
 """fp8 entries that differ by one step where EVERY bf16 entry before them differs by one unit: 2^-7 of a value against a step of
 2^-3. Two correct implementations differ in far fewer, so this is the worst case of one bf16 flip, not an estimate."""
 
-GAP_DEVIATIONS = 1.0
-"""Standard deviations, under FLIP_SHARE, of a score's difference that a swap at the top-k boundary may show."""
+GAP_DEVIATIONS = 4.0
+"""Standard deviations, under FLIP_SHARE, that a swapped key may lie from the k-th score. A swap is the deviation of two scores, and one
+score was seen 2.8 off: the largest of 11 million (`mini`, 4K to 16K keys, float32 re-implementations). Swaps themselves lay within
+0.6; within 1.4 (DeepSeek-V3.2's shapes, 8K keys) with rotary tables of float32 powers. A k scale that is left out swaps across 29."""
 
-MIN_RECALL = 0.998
-"""Least share of R2's top-k that is found, over the rows of a call that see more than K keys."""
+MIN_RECALL = 0.999
+"""Least share of R2's top-k that is found, over the rows of a call that see more than K keys. Float32 re-implementations found 0.99927
+or more in every one of 29 cases of 64 rows (`mini`, 4K to 16K keys; the mean is 0.9998) and 0.9999 with DeepSeek-V3.2's shapes;
+head gates in bf16 find 0.9973, bf16 logits 0.9956, keys with two bits of mantissa 0.937. Tables of float32 powers are another
+definition from about 4K keys on: 0.998 there, 0.994 at 16K (`mini`). Where those are right, pass a lower one and say so in the record."""
 
 SPARE_SWAPS = 3
-"""Swaps that MIN_RECALL does not count, so that one rightful swap does not condemn a handful of short rows."""
-
-FEW_SWAPS = 3
-"""So many swaps are no matter of recall: of a hundred indexes one swap is a whole per cent. Their gaps are judged all the same."""
+"""Swaps that MIN_RECALL does not count: of a hundred indexes one swap is a whole per cent. Their gaps are judged all the same."""
 
 
 @dataclass(frozen=True)
