@@ -70,7 +70,7 @@ def _trial(rank: int, trace: ArmTrace, origin_ns: int) -> list[dict[str, Any]]:
 
     events = [slice_of(trace.arm, "trial", Lane.MAIN, trace.start_ns, trace.end_ns)]
     events += [slice_of(s.stage, _CATEGORIES.get(s.stage, "stage"), s.lane, s.start_ns, s.end_ns) for s in trace.spans]
-    for fork, gather in launches(trace):
+    for fork, gather, _ in crossings(trace):
         arrow = {"name": "launch", "cat": "lane", "id": f"{rank}/{trace.arm}", "pid": rank}
         events += [
             {**arrow, "ph": "s", "tid": THREADS[fork.lane], "ts": (fork.start_ns - origin_ns) / 1e3},
@@ -79,8 +79,15 @@ def _trial(rank: int, trace: ArmTrace, origin_ns: int) -> list[dict[str, Any]]:
     return events
 
 
-def launches(trace: ArmTrace) -> list[tuple[Span, Span]]:
-    """The launch point of a gather on the side lane, and the gather; a schedule has one gather, so at most one pair."""
+def crossings(trace: ArmTrace) -> list[tuple[Span, Span, Span]]:
+    """Of each gather on the side lane: its launch point, itself, and the join that waited for it."""
     forks = [span for span in trace.spans if span.stage == Part.FORK]
-    gathers = [span for span in trace.spans if span.stage == GATHER and span.lane is Lane.SIDE]
-    return list(zip(forks, gathers, strict=True))
+    joins = [span for span in trace.spans if span.stage == Part.JOIN]
+    found = []
+    for gather in trace.spans:
+        if gather.stage == GATHER and gather.lane is Lane.SIDE:
+            # A schedule may fork work of its own, too.
+            fork = max((span for span in forks if span.start_ns <= gather.start_ns), key=lambda span: span.start_ns)
+            join = min((span for span in joins if span.end_ns >= gather.end_ns), key=lambda span: span.end_ns)
+            found.append((fork, gather, join))
+    return found
