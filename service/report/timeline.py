@@ -37,8 +37,8 @@ def chrome_trace(reports: Sequence[TraceReport], hosts: Sequence[str], about: Ma
     events: list[dict[str, Any]] = []
     for report, host in zip(reports, hosts, strict=True):
         events += _names(report.rank, host)
-        for arm in report.arms:
-            events += _trial(report.rank, arm, origin_ns)
+        for position, arm in enumerate(report.arms):
+            events += _trial(report.rank, arm, origin_ns, report.rank * len(report.arms) + position)
     clock = {
         "clock": "that of rank 0",
         "uncertainty_us": {f"rank {report.rank}": report.uncertainty_ns / 1e3 for report in reports},
@@ -59,8 +59,11 @@ def _names(rank: int, host: str) -> list[dict[str, Any]]:
     return events
 
 
-def _trial(rank: int, trace: ArmTrace, origin_ns: int) -> list[dict[str, Any]]:
-    """The arm's own slice, its spans inside it, and an arrow from the launch point to the gather."""
+def _trial(rank: int, trace: ArmTrace, origin_ns: int, number: int) -> list[dict[str, Any]]:
+    """The arm's own slice, its spans inside it, and an arrow from the launch point to the gather.
+
+    `number`: unique among trials. It names the arrow: Perfetto takes whole numbers only.
+    """
 
     def slice_of(name: str, category: str, lane: Lane, start_ns: int, end_ns: int) -> dict[str, Any]:
         return {
@@ -71,7 +74,7 @@ def _trial(rank: int, trace: ArmTrace, origin_ns: int) -> list[dict[str, Any]]:
     events = [slice_of(trace.arm, "trial", Lane.MAIN, trace.start_ns, trace.end_ns)]
     events += [slice_of(s.stage, _CATEGORIES.get(s.stage, "stage"), s.lane, s.start_ns, s.end_ns) for s in trace.spans]
     for fork, gather, _ in crossings(trace):
-        arrow = {"name": "launch", "cat": "lane", "id": f"{rank}/{trace.arm}", "pid": rank}
+        arrow = {"name": "launch", "cat": "lane", "id": number, "pid": rank}
         events += [
             {**arrow, "ph": "s", "tid": THREADS[fork.lane], "ts": (fork.start_ns - origin_ns) / 1e3},
             {**arrow, "ph": "f", "bp": "e", "tid": THREADS[gather.lane], "ts": (gather.start_ns - origin_ns) / 1e3},

@@ -75,9 +75,9 @@ def test_events_are_of_the_chrome_format():
                 assert isinstance(event["args"], dict)
             case _:
                 assert event["ts"] >= 0
-                assert isinstance(event["id"], str)
-    arrows = Counter((event["id"], event["ph"]) for event in events if event["ph"] in "sf")
-    assert arrows == {(f"{rank}/overlapped", ph): 1 for rank in range(2) for ph in "sf"}
+                assert type(event["id"]) is int
+    arrows = Counter((event["id"], event["pid"], event["ph"], event["tid"]) for event in events if event["ph"] in "sf")
+    assert arrows == {(number, rank, *end): 1 for rank, number in ((0, 1), (1, 3)) for end in (("s", 0), ("f", 1))}
 
 
 def test_processes_are_ranks_and_threads_are_lanes():
