@@ -23,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+
 SpecArgument = Annotated[str, typer.Argument(help="A catalogue name (see `cplab list`) or a YAML path.", show_default=False)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in measurement.launches=5.")
@@ -88,6 +90,8 @@ def run(
     for option, file in (("--json", json_file), ("--picture", picture), ("--lanes", lanes)):
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
+        if file is not None and option != "--json" and file.suffix not in PICTURE_SUFFIXES:
+            raise UserError(f"{option}: {file.name!r} is no picture's name; it must end in {', '.join(PICTURE_SUFFIXES)}")
     from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import SweepKilledError, run_sweep

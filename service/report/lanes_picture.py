@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.names import BASELINE_ARM, Lane, Part
 from service.judge.results import ArmResult, CellResult
-from service.report.timeline import GATHER, launches
+from service.report.timeline import GATHER, crossings
 from workers.messages import ArmTrace, TraceReport
 
 MAX_RANKS = 4
@@ -167,8 +167,7 @@ def _draw_crossings(axes: Any, rank: int, trace: ArmTrace, us: Callable[[int], f
     """Where a gather leaves the main lane, and where it comes back."""
     top, bottom = _y(rank, Lane.MAIN) - BAR / 2, _y(rank, Lane.SIDE) + BAR / 2
     arrow = {"arrowstyle": "-|>", "color": _INK, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
-    joins = [span for span in trace.spans if span.stage == Part.JOIN]
-    for (fork, gather), join in zip(launches(trace), joins, strict=True):
+    for fork, gather, join in crossings(trace):
         launch_us, join_us = us(fork.start_ns), us(join.end_ns)
         axes.annotate("", (us(gather.start_ns), bottom), (launch_us, top), arrowprops=arrow, zorder=6)
         axes.annotate("", (join_us, top), (us(gather.end_ns), bottom), arrowprops=arrow, zorder=6)

@@ -13,7 +13,6 @@ from experiments.names import Lane, Part
 from workers.messages import ArmTrace, TraceReport
 from workers.timeline import Span
 
-THREADS = {Lane.MAIN: 0, Lane.SIDE: 1}
 GATHER = "gather"
 _CATEGORIES = {
     GATHER: "gather",
@@ -38,8 +37,8 @@ def chrome_trace(reports: Sequence[TraceReport], hosts: Sequence[str], about: Ma
     events: list[dict[str, Any]] = []
     for report, host in zip(reports, hosts, strict=True):
         events += _names(report.rank, host)
-        for arm in report.arms:
-            events += _trial(report.rank, arm, origin_ns)
+        for position, arm in enumerate(report.arms):
+            events += _trial(report.rank, arm, origin_ns, report.rank * len(report.arms) + position)
     clock = {
         "clock": "that of rank 0",
         "uncertainty_us": {f"rank {report.rank}": report.uncertainty_ns / 1e3 for report in reports},
@@ -47,41 +46,61 @@ def chrome_trace(reports: Sequence[TraceReport], hosts: Sequence[str], about: Ma
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": {**about, **clock}}, indent=1) + "\n"
 
 
+def process_id(rank: int) -> int:
+    """Not 0, which viewers keep for the idle process."""
+    return 100 * (rank + 1)
+
+
+def thread_id(rank: int, lane: Lane) -> int:
+    """Unique among all ranks, since viewers look threads up by it alone; the main lane's is its process's, as on Linux."""
+    return process_id(rank) + (lane is Lane.SIDE)
+
+
 def _names(rank: int, host: str) -> list[dict[str, Any]]:
+    def name(what: str, lane: Lane, **args: str | int) -> dict[str, Any]:
+        return {"ph": "M", "name": what, "pid": process_id(rank), "tid": thread_id(rank, lane), "args": args}
+
     events = [
-        {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"rank {rank} on {host}"}},
-        {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}},
+        name("process_name", Lane.MAIN, name=f"rank {rank} on {host}"),
+        name("process_sort_index", Lane.MAIN, sort_index=rank),
     ]
-    for lane, thread in THREADS.items():
-        events += [
-            {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": f"{lane} lane"}},
-            {"ph": "M", "name": "thread_sort_index", "pid": rank, "tid": thread, "args": {"sort_index": thread}},
-        ]
+    for position, lane in enumerate(Lane):
+        events += [name("thread_name", lane, name=f"{lane} lane"), name("thread_sort_index", lane, sort_index=position)]
     return events
 
 
-def _trial(rank: int, trace: ArmTrace, origin_ns: int) -> list[dict[str, Any]]:
-    """The arm's own slice, its spans inside it, and an arrow from the launch point to the gather."""
+def _trial(rank: int, trace: ArmTrace, origin_ns: int, number: int) -> list[dict[str, Any]]:
+    """The arm's own slice, its spans inside it, and an arrow from the launch point to the gather.
+
+    `number`: unique among trials. It names the arrow: Perfetto takes whole numbers only.
+    """
 
     def slice_of(name: str, category: str, lane: Lane, start_ns: int, end_ns: int) -> dict[str, Any]:
         return {
-            **{"ph": "X", "name": name, "cat": category, "pid": rank, "tid": THREADS[lane]},
+            **{"ph": "X", "name": name, "cat": category, "pid": process_id(rank), "tid": thread_id(rank, lane)},
             **{"ts": (start_ns - origin_ns) / 1e3, "dur": (end_ns - start_ns) / 1e3, "args": {"arm": trace.arm}},
         }
 
     events = [slice_of(trace.arm, "trial", Lane.MAIN, trace.start_ns, trace.end_ns)]
     events += [slice_of(s.stage, _CATEGORIES.get(s.stage, "stage"), s.lane, s.start_ns, s.end_ns) for s in trace.spans]
-    for fork, gather in launches(trace):
-        arrow = {"name": "launch", "cat": "lane", "id": f"{rank}/{trace.arm}", "pid": rank}
+    for fork, gather, _ in crossings(trace):
+        arrow = {"name": "launch", "cat": "lane", "id": number, "pid": process_id(rank)}
         events += [
-            {**arrow, "ph": "s", "tid": THREADS[fork.lane], "ts": (fork.start_ns - origin_ns) / 1e3},
-            {**arrow, "ph": "f", "bp": "e", "tid": THREADS[gather.lane], "ts": (gather.start_ns - origin_ns) / 1e3},
+            {**arrow, "ph": "s", "tid": thread_id(rank, fork.lane), "ts": (fork.start_ns - origin_ns) / 1e3},
+            {**arrow, "ph": "f", "bp": "e", "tid": thread_id(rank, gather.lane), "ts": (gather.start_ns - origin_ns) / 1e3},
         ]
     return events
 
 
-def launches(trace: ArmTrace) -> list[tuple[Span, Span]]:
-    """The launch point of a gather on the side lane, and the gather; a schedule has one gather, so at most one pair."""
+def crossings(trace: ArmTrace) -> list[tuple[Span, Span, Span]]:
+    """Of each gather on the side lane: its launch point, itself, and the join that waited for it."""
     forks = [span for span in trace.spans if span.stage == Part.FORK]
-    gathers = [span for span in trace.spans if span.stage == GATHER and span.lane is Lane.SIDE]
-    return list(zip(forks, gathers, strict=True))
+    joins = [span for span in trace.spans if span.stage == Part.JOIN]
+    found = []
+    for gather in trace.spans:
+        if gather.stage == GATHER and gather.lane is Lane.SIDE:
+            # A schedule may fork work of its own, too.
+            fork = max((span for span in forks if span.start_ns <= gather.start_ns), key=lambda span: span.start_ns)
+            join = min((span for span in joins if span.end_ns >= gather.end_ns), key=lambda span: span.end_ns)
+            found.append((fork, gather, join))
+    return found

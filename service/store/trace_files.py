@@ -6,6 +6,7 @@ They are made from the records, so they can be made again, and the tracking stor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,19 @@ def write_trace_files(home: Home, records: Records, result: SweepResult) -> dict
         folder = home.traces / result.sweep_id / cell.label
         folder.mkdir(parents=True, exist_ok=True)
         events, picture = folder / EVENTS_FILE, folder / PICTURE_FILE
-        events.write_text(chrome_trace(reports, _hosts(result, len(reports)), _about(result, cell)))
-        draw_lanes(cell, reports, _title(result, cell), picture)
+        if not _is_made(events, result):
+            events.write_text(chrome_trace(reports, _hosts(result, len(reports)), _about(result, cell)))
+        if not _is_made(picture, result):
+            draw_lanes(cell, reports, _title(result, cell), picture)
         files[cell.cell["cell_id"]] = events, picture
     return files
+
+
+def _is_made(path: Path, result: SweepResult) -> bool:
+    """Whether the file is there as it will stay: it quotes the timed trials, so one made while the sweep ran is out of date."""
+    if result.ended_at is None or not path.exists():
+        return False
+    return path.stat().st_mtime >= datetime.fromisoformat(result.ended_at).timestamp() and path.stat().st_size > 0
 
 
 def draw_first(records: Records, result: SweepResult, path: Path) -> None:

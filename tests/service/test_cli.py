@@ -56,6 +56,9 @@ def _timed(call) -> float:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["quickstart", "--lanes", "nowhere/lanes.png"], ["--lanes", "no folder"]),
+        (["quickstart", "--lanes", "lanes.jpeg2000"], ["--lanes", "'lanes.jpeg2000'", ".png, .svg, .pdf"]),
+        (["quickstart", "--picture", "ratios"], ["--picture", "'ratios'", ".png"]),
         (["quickstrat"], ["'quickstrat'", "did you mean 'quickstart'"]),
         (["quickstart", "--set", "measurement.launchs=3"], ["measurement.launchs", "did you mean 'launches'"]),
         (["quickstart", "--set", "arms.overlapped.schedule=overlap"], ["arms.overlapped.schedule", "overlap_rotate"]),

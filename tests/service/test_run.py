@@ -249,7 +249,7 @@ def test_a_traced_run_keeps_its_files_and_attaches_them_to_its_runs(tmp_path):
     assert set(kept) == {"trace.json", "lanes.png"}
     events = json.loads(kept["trace.json"])["traceEvents"]
     assert {(e["pid"], e["args"]["arm"]) for e in events if e["ph"] == "X"} == {
-        (rank, arm) for rank in (0, 1) for arm in ("baseline", "overlapped")
+        (process, arm) for process in (100, 200) for arm in ("baseline", "overlapped")
     }
     assert kept["lanes.png"][:4] == (tmp_path / "lanes.png").read_bytes()[:4] == b"\x89PNG"
     import mlflow

@@ -8,14 +8,14 @@ from collections import Counter
 
 import pytest
 
-from experiments.names import Device, Lane, Part, Scope
+from experiments.names import Device, Part, Scope
 from experiments.spec.arms import ArmSpec
 from experiments.spec.measurement import VerifySpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
 from service.judge.results import ArmResult, CellResult, Latency
 from service.report.lanes_picture import COLOURS, lanes_figure
-from service.report.timeline import chrome_trace
+from service.report.timeline import chrome_trace, process_id, thread_id
 from tests.conftest import BOTH_ARMS, make_cell
 from workers.fabrics.transport import CollectiveTransport
 from workers.lanes import make_lanes
@@ -75,17 +75,17 @@ def test_events_are_of_the_chrome_format():
                 assert isinstance(event["args"], dict)
             case _:
                 assert event["ts"] >= 0
-                assert isinstance(event["id"], str)
-    arrows = Counter((event["id"], event["ph"]) for event in events if event["ph"] in "sf")
-    assert arrows == {(f"{rank}/overlapped", ph): 1 for rank in range(2) for ph in "sf"}
+                assert type(event["id"]) is int
+    arrows = Counter((event["id"], event["pid"], event["ph"], event["tid"]) for event in events if event["ph"] in "sf")
+    assert arrows == {(number, rank, *end): 1 for rank, number in ((100, 1), (200, 3)) for end in (("s", rank), ("f", rank + 1))}
 
 
 def test_processes_are_ranks_and_threads_are_lanes():
     named = {(e["name"], e["pid"], e["tid"]): e["args"] for e in events_of(traces()) if e["ph"] == "M"}
     for rank in range(2):
-        assert named["process_name", rank, 0] == {"name": f"rank {rank} on host{rank}"}
-        assert named["thread_name", rank, 0] == {"name": "main lane"}
-        assert named["thread_name", rank, 1] == {"name": "side lane"}
+        assert named["process_name", 100 * (rank + 1), 100 * (rank + 1)] == {"name": f"rank {rank} on host{rank}"}
+        assert named["thread_name", 100 * (rank + 1), 100 * (rank + 1)] == {"name": "main lane"}
+        assert named["thread_name", 100 * (rank + 1), 100 * (rank + 1) + 1] == {"name": "side lane"}
 
 
 def test_slices_are_the_spans_and_nest():
@@ -94,7 +94,8 @@ def test_slices_are_the_spans_and_nest():
     origin_ns = min(arm.start_ns for report in reports for arm in report.arms)
     spans = [(s, arm.arm) for report in reports for arm in report.arms for s in arm.spans]
     expected = Counter(
-        (s.stage, arm, s.rank, int(s.lane is Lane.SIDE), s.start_ns - origin_ns, s.end_ns - s.start_ns) for s, arm in spans
+        (s.stage, arm, process_id(s.rank), thread_id(s.rank, s.lane), s.start_ns - origin_ns, s.end_ns - s.start_ns)
+        for s, arm in spans
     )
     found = Counter(
         (e["name"], e["args"]["arm"], e["pid"], e["tid"], round(e["ts"] * 1e3), round(e["dur"] * 1e3))
@@ -102,10 +103,11 @@ def test_slices_are_the_spans_and_nest():
         if e["cat"] != "trial"
     )
     assert found == expected
-    assert [e["name"] for e in slices if e["cat"] == "trial" and e["pid"] == 0] == list(BOTH_ARMS)
-    for rank, thread in itertools.product(range(2), range(2)):
+    assert [e["name"] for e in slices if e["cat"] == "trial" and e["pid"] == process_id(0)] == list(BOTH_ARMS)
+    assert len({e["tid"] for e in slices}) == 4
+    for thread in {e["tid"] for e in slices}:
         ends: list[float] = []
-        for e in sorted((e for e in slices if (e["pid"], e["tid"]) == (rank, thread)), key=lambda e: (e["ts"], -e["dur"])):
+        for e in sorted((e for e in slices if e["tid"] == thread), key=lambda e: (e["ts"], -e["dur"])):
             while ends and ends[-1] <= e["ts"] + 1e-6:
                 ends.pop()
             assert not ends or e["ts"] + e["dur"] <= ends[-1] + 1e-6, f"{e['name']} crosses the end of what it began in"

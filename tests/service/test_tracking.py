@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from experiments.names import SweepStatus
+from experiments.names import Lane, SweepStatus
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.accounting import AccountSummary
 from service.judge.interval import Interval
@@ -32,8 +32,11 @@ from service.store.note import MAX_NOTE_BYTES, full_table, note
 from service.store.parquet import TIME_COLUMNS, arm_trials
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, plan_runs
 from service.store.records import Records
+from service.store.trace_files import write_trace_files
 from service.store.tracking import TrackingError, publish
 from tests.service.synthetic import ENVIRONMENT, home_in, make_spec, make_sweep
+from workers.messages import ArmTrace, TraceReport
+from workers.timeline import Span
 
 SPEED = ("speed/", "latency/", "gather/", "account/", "ratio/", "samples/")
 IDENTITY = (
@@ -516,3 +519,27 @@ def test_intervals_of_shares_are_per_cent() -> None:
         "account/hidden_low": -10.0,
         "account/hidden_high": 120.0,
     }
+
+
+def test_traces_are_attached_to_the_arms_of_valid_cells_and_made_again_when_lost(home: Home) -> None:
+    records, result = make_sweep(home, make_spec(), invalid=[1])
+    traced, invalid = (cell.cell["cell_id"] for cell in result.cells)
+    spans = [(Span("rotate_q", Lane.MAIN, rank, 5, 9), Span("gather", Lane.MAIN, rank, 10, 20)) for rank in (0, 1)]
+    reports = [
+        TraceReport(rank, tuple(ArmTrace(arm, 0, 21, spans[rank]) for arm in ("baseline", "overlapped")), (), 0, 0)
+        for rank in (0, 1)
+    ]
+    for cell_id in (traced, invalid):
+        records.add_trace(result.sweep_id, cell_id, 4, reports)
+    files = write_trace_files(home, records, result)
+    assert set(files) == {traced}, "an INVALID cell shows no speed in any form"
+    shutil.rmtree(home.traces)
+    publish(records, result.sweep_id, result, home)
+    for key, run in by_key(home).items():
+        names = {path.name for path in home.artifacts.rglob(f"{run.info.run_id}/artifacts/*")}
+        assert ({"trace.json", "lanes.png"} <= names) is (f"/{traced}/" in key)
+    events = json.loads(files[traced][0].read_text())
+    assert events["otherData"]["cell_id"] == traced
+    before = files[traced][1].stat().st_mtime_ns
+    write_trace_files(home, records, result)
+    assert files[traced][1].stat().st_mtime_ns == before, "drawn once"

@@ -76,3 +76,12 @@ def overlap_again(ix, shard, fabric):
     gathering = fabric.start_gather(ix.rotate(k))
     q = ix.rotate(q)
     return q, gathering.join()
+
+
+def forks_its_own(ix, shard, fabric):
+    """Right, and on the side lane by its own hand too: k is rotated there."""
+    q, k = ix.project(shard)
+    k = ix.lanes.fork(lambda: ix.rotate(k)).join()
+    gathering = fabric.start_gather(k)
+    q = ix.rotate(q)
+    return q, gathering.join()

@@ -8,9 +8,11 @@ from collections import Counter
 import pytest
 
 from experiments.names import Device, Lane, Part, Scope
+from experiments.spec.arms import ArmSpec
 from experiments.spec.measurement import VerifySpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
+from service.report.timeline import crossings
 from service.run.rank_group import RankGroup
 from tests.conftest import BOTH_ARMS, MINI, make_cell, make_step
 from tests.workers.asking import prepare
@@ -25,9 +27,9 @@ ARMS = tuple(BOTH_ARMS)
 PLANTED = SimulationSpec(main_slowdown=0.0, fork_us=2.0, join_us=0.5)
 
 
-def one_rank(device: Device, scope: Scope = Scope.QK, simulation: SimulationSpec = PLANTED) -> PreparedCell:
+def one_rank(device: Device, scope: Scope = Scope.QK, simulation: SimulationSpec = PLANTED, arms=BOTH_ARMS) -> PreparedCell:
     cell = make_cell(make_step((0, 64)), cp_size=1, device=device, scope=scope)
-    request = PrepareCell(cell, BOTH_ARMS, WeightsSpec(), 0, 3, VerifySpec(), simulation)
+    request = PrepareCell(cell, arms, WeightsSpec(), 0, 3, VerifySpec(), simulation)
     return PreparedCell(request, 0, make_lanes(device, simulation, 10), CollectiveTransport(None, "lo"))
 
 
@@ -164,3 +166,27 @@ def test_ranks_that_share_no_clock_are_put_on_that_of_rank_0(prepared):
     assert second.uncertainty_ns > 0
     assert abs(second.offset_ns) <= second.uncertainty_ns
     assert second.faults == ()
+
+
+def test_simulated_ranks_are_traced_too(pair):
+    prepare(pair, make_cell(make_step((0, 64)), device=Device.SIMULATED), simulation=PLANTED)
+    for report in trace(pair):
+        for arm in report.arms:
+            spans = spans_of(arm)
+            assert spans["gather"].end_ns - spans["gather"].start_ns == 1000 * PLANTED.gather_us
+            assert (overlap_ns(spans["gather"], spans["rotate_q"]) > 0) is (arm.arm == "overlapped")
+
+
+def test_work_that_a_schedule_forks_itself_is_on_the_side_lane():
+    arms = {"baseline": BOTH_ARMS["baseline"], "mine": ArmSpec(schedule="tests.workers.mutants:forks_its_own")}
+    cell = one_rank(Device.CPU, arms=arms)
+    report = trace_arms(cell, TraceCell(("mine",), 0, True))
+    assert report.faults == ()
+    lanes = {span.stage: span.lane for span in report.arms[0].spans}
+    assert (lanes["rotate_k"], lanes["gather"], lanes["rotate_q"]) == (Lane.SIDE, Lane.SIDE, Lane.MAIN)
+    ((fork, gather, join),) = crossings(report.arms[0])
+    forks = [span for span in report.arms[0].spans if span.stage == Part.FORK]
+    assert len(forks) == 2
+    assert fork == forks[1]
+    assert gather.stage == "gather"
+    assert join.end_ns >= gather.end_ns
