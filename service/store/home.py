@@ -28,6 +28,10 @@ class Home:
     def artifacts(self) -> Path:
         return self.folder / "artifacts"
 
+    def sweep_folder(self, sweep_id: str) -> Path:
+        """Files of one sweep that are no records: pictures. It need not be there."""
+        return self.folder / "sweeps" / sweep_id
+
     @property
     def tracking_uri(self) -> str:
         """MLFLOW_TRACKING_URI, or the embedded SQLite store."""

@@ -17,7 +17,10 @@ from typing import Any
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.judge.samples import Trial
+from service.report.dossier import dossier_of
 from service.report.json_report import json_text, result_json
+from service.report.page import page
+from service.store.extract import FILE_NAME, extract_sweep
 from service.store.home import Home
 from service.store.mlflow_store import (
     TrackingError,
@@ -33,6 +36,7 @@ from service.store.note import full_table
 from service.store.parquet import arm_trials, write_samples
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, PlannedRun, plan_runs
 from service.store.records import Records
+from service.store.source import LANES_FILE
 
 __all__ = ["Published", "TrackingError", "publish"]
 
@@ -76,7 +80,7 @@ def publish(records: Records, sweep_id: str, result: SweepResult, home: Home) ->
     try:
         spec = ExperimentSpec.model_validate(row["spec"])
         runs = plan_runs(row, spec, result, records.cell_spans(sweep_id))
-        write_artifacts = _artifact_writer(row, spec, result, records)
+        write_artifacts = _artifact_writer(row, spec, result, records, home)
         with filelock.FileLock(lock_path(home), LOCK_TIMEOUT_S):
             store = open_store(home, spec.suite)
             kept, created = _Publication(store, sweep_id, write_artifacts).bring(runs)
@@ -176,7 +180,7 @@ class _Publication:
 
 
 def _artifact_writer(
-    row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, records: Records
+    row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, records: Records, home: Home
 ) -> Callable[[PlannedRun, Path], None]:
     """A function that writes a run's artifacts into a folder."""
     import yaml
@@ -197,5 +201,12 @@ def _artifact_writer(
         else:
             (folder / "table.md").write_text(full_table(result))
             (folder / "result.json").write_text(result_json(result))
+            (folder / FILE_NAME).write_bytes(extract_sweep(records, result.sweep_id))
+            picture = home.sweep_folder(result.sweep_id) / LANES_FILE
+            lanes_png = picture.read_bytes() if picture.is_file() else None
+            if lanes_png is not None:
+                (folder / LANES_FILE).write_bytes(lanes_png)
+            dossier = dossier_of(records, result.sweep_id, result, f"the records at {home.records}", lanes_png)
+            (folder / "report.html").write_text(page(dossier))
 
     return write
