@@ -87,11 +87,8 @@ def run(
     experiment = catalogue.load(spec, overrides or [])
     if plan:
         return _plan(experiment)
-    for option, file in (("--json", json_file), ("--picture", picture), ("--lanes", lanes)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
-        if file is not None and option != "--json" and file.suffix not in PICTURE_SUFFIXES:
-            raise UserError(f"{option}: {file.name!r} is no picture's name; it must end in {', '.join(PICTURE_SUFFIXES)}")
+    _refuse_missing_folders(("--json", json_file), ("--picture", picture), ("--lanes", lanes))
+    _refuse_other_than_pictures(("--picture", picture), ("--lanes", lanes))
     from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import SweepKilledError, run_sweep
@@ -184,6 +181,59 @@ def _publish(home: Any, sweep_id: str) -> bool:
         records.close()
     print(f"records: {home.records}\nMLflow:  {published.uri}, experiment {published.experiment_id}; `cplab dashboard` shows it")
     return True
+
+
+SweepArgument = Annotated[str, typer.Argument(help="A sweep's id, a prefix of it, or `last`.", show_default=False)]
+FromMlflowOption = Annotated[bool, typer.Option("--from-mlflow", help="Read MLflow, also when the records know the sweep.")]
+
+
+@app.command()
+@_exits
+def report(
+    sweep: SweepArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the page there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON, too.")] = None,
+    from_mlflow: FromMlflowOption = False,
+    layer_us: Annotated[float | None, typer.Option(help="Time of a whole layer, us: projects the savings.")] = None,
+    layer_source: Annotated[str, typer.Option(help="Where that time is from: hardware, date.")] = "",
+    layer_cell: Annotated[str | None, typer.Option(help="A cell of the workload and cp_size that it is for.")] = None,
+    layers_in_model: Annotated[int | None, typer.Option(help="How many layers save alike.")] = None,
+    ttft_ms: Annotated[float | None, typer.Option(help="Time to first token, ms.")] = None,
+) -> ExitCode:
+    """Writes a sweep's page: one HTML file, also while it runs, also from MLflow alone."""
+    from service.judge.projection import layer_given
+
+    _refuse_missing_folders(("--out", out), ("--json", json_file))
+    layer = layer_given(layer_us, layer_source, layers_in_model, ttft_ms)
+    from service.report.dossier import read_dossier
+    from service.report.json_report import projection_values, result_json
+    from service.report.page import page
+    from service.store.home import open_home
+    from service.store.source import open_sweep
+
+    with open_sweep(open_home(), sweep, from_mlflow) as source:
+        dossier = read_dossier(source, layer, layer_cell)
+    file = out or Path(f"report-{dossier.result.sweep_id}.html")
+    file.write_text(page(dossier), encoding="utf-8")
+    if json_file is not None:
+        projection = projection_values(layer, dossier.projections) if layer is not None else None
+        json_file.write_text(result_json(dossier.result, projection), encoding="utf-8")
+    print(
+        f"{file.absolute()}: {dossier.result.experiment} {dossier.result.sweep_id}, {dossier.result.status}, from {dossier.read_from}"
+    )
+    return ExitCode.FINE
+
+
+def _refuse_other_than_pictures(*options: tuple[str, Path | None]) -> None:
+    for option, file in options:
+        if file is not None and file.suffix not in PICTURE_SUFFIXES:
+            raise UserError(f"{option}: {file.name!r} is no picture's name; it must end in {', '.join(PICTURE_SUFFIXES)}")
+
+
+def _refuse_missing_folders(*options: tuple[str, Path | None]) -> None:
+    for option, file in options:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
 
 
 @app.command()

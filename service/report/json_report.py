@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from service.judge.projection import Layer, ProjectedArm
 from service.judge.results import SweepResult
 
 SCHEMA = 2
 """Rises when a key changes its meaning or goes."""
 
 
-def result_json(result: SweepResult) -> str:
-    """The whole sweep; cells carry their coordinates and their arms."""
+def result_json(result: SweepResult, projection: Mapping[str, Any] | None = None) -> str:
+    """The whole sweep; cells carry their coordinates and their arms. `projection` goes along when there is one."""
     values = asdict(result)
     values["cells"] = [{**cell.pop("cell"), "valid": not cell["faults"], **cell} for cell in values["cells"]]
-    return json_text({"schema": SCHEMA, **values})
+    return json_text({"schema": SCHEMA, **values, **({"projection": projection} if projection is not None else {})})
+
+
+def projection_values(layer: Layer, projections: Sequence[ProjectedArm]) -> dict[str, Any]:
+    """The value of `projection`: the layer as it was given, and a row for each (cell, arm)."""
+    return {
+        "layer": asdict(layer),
+        "arms": [{**asdict(p), "words": p.projection.words, "is_small": p.projection.is_small} for p in projections],
+    }
 
 
 def json_text(value: Any) -> str:

@@ -148,8 +148,8 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
         environment={**row["environment"], "launches": records.launches(sweep_id)},
         cells=judged.cells,
         replay=row["replay"],
-        started_at=_utc(row["started_s"]),
-        ended_at=_utc(row["ended_s"]) if row["ended_s"] else None,
+        started_at=utc(row["started_s"]),
+        ended_at=utc(row["ended_s"]) if row["ended_s"] else None,
         failure=row["failure"],
         aa=judged.aa,
         confidence=judged.confidence,
@@ -171,7 +171,8 @@ def replay_json(expansion: Expansion) -> dict[str, Any] | None:
     return dict(json.loads(json.dumps(values)))
 
 
-def _utc(seconds: float) -> str:
+def utc(seconds: float) -> str:
+    """Seconds since the epoch as people read them, to the second."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 

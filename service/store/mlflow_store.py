@@ -118,7 +118,7 @@ def _make_database(uri: str, artifacts: Path) -> None:
     """
     import sqlalchemy
 
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is None:
         if uri.startswith("file:") or "://" not in uri:
             raise TrackingError(
@@ -152,7 +152,8 @@ def _make_database(uri: str, artifacts: Path) -> None:
     unfinished.replace(path)
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite store; None for a store of another kind."""
     import sqlalchemy
 
     if not uri.startswith("sqlite:"):

@@ -70,6 +70,13 @@ RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "a
 
 _TRACE_REPORTS = TypeAdapter(list[TraceReport])
 
+LAST = "last"
+"""The word for the newest sweep."""
+
+
+class UnknownSweepError(UserError):
+    """No sweep of that name here; it may be elsewhere."""
+
 
 class Records:
     """One file of records; safe to open from several processes."""
@@ -253,6 +260,20 @@ class Records:
 
     # Reading.
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For rooms that copy whole tables, or ask what is asked nowhere else."""
+        return self._db
+
+    def find(self, word: str) -> str:
+        """The id of the sweep that `word` means: an id, a prefix that only one has, or `last`.
+
+        Raises:
+            UserError: None or several.
+        """
+        ids = [r["sweep_id"] for r in self._db.execute("SELECT sweep_id FROM sweep ORDER BY started_s DESC, sweep_id DESC")]
+        return choose_sweep(word, ids, "the records")
+
     def sweep(self, sweep_id: str) -> dict[str, Any]:
         """The sweep's row, JSON columns decoded.
 
@@ -261,8 +282,7 @@ class Records:
         """
         row = self._db.execute("SELECT * FROM sweep WHERE sweep_id=?", (sweep_id,)).fetchone()
         if row is None:
-            known = [r["sweep_id"] for r in self._db.execute("SELECT sweep_id FROM sweep ORDER BY started_s DESC LIMIT 5")]
-            raise UserError(f"SWEEP: no sweep {sweep_id!r} in the records; the latest are: {', '.join(known) or 'none'}")
+            raise UserError(f"SWEEP: no sweep {sweep_id!r} in the records")
         values = dict(row)
         for column in ("spec", "environment", "replay"):
             values[column] = json.loads(values[column]) if values[column] else None
@@ -279,6 +299,12 @@ class Records:
     def launches(self, sweep_id: str) -> list[dict[str, Any]]:
         rows = self._db.execute("SELECT * FROM launch WHERE sweep_id=? ORDER BY cp_size, launch", (sweep_id,))
         return [{**dict(row), "ranks": json.loads(row["ranks"])} for row in rows]
+
+    def settlings(self, sweep_id: str) -> list[dict[str, Any]]:
+        """How every launch's warm-up of every cell ended."""
+        return [
+            dict(row) for row in self._db.execute("SELECT * FROM settling WHERE sweep_id=? ORDER BY cell_id, launch", (sweep_id,))
+        ]
 
     def cell_spans(self, sweep_id: str) -> dict[str, tuple[float, float]]:
         """cell_id -> start of its first block and end of its last, seconds since the epoch; cells without a block are absent.
@@ -328,6 +354,20 @@ class Records:
             path=row["path"],
             gather_floor_us=row["floor_us"],
         )
+
+
+def choose_sweep(word: str, ids: Sequence[str], place: str) -> str:
+    """Which of `ids`, newest first, `word` means.
+
+    Raises:
+        UserError: None or several; names the latest.
+    """
+    found = ids[:1] if word == LAST else [i for i in ids if i == word] or [i for i in ids if word and i.startswith(word)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"SWEEP: {word!r} begins {len(found)} sweeps in {place}: {', '.join(found[:5])}: give more of the id")
+    raise UnknownSweepError(f"SWEEP: no sweep {word!r} in {place}; the latest are: {', '.join(ids[:5]) or 'none'}")
 
 
 class _Transaction:

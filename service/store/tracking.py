@@ -18,7 +18,10 @@ from typing import Any
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.judge.samples import Trial
+from service.report.dossier import dossier_of
 from service.report.json_report import json_text, result_json
+from service.report.page import page
+from service.store.extract import FILE_NAME, extract_sweep
 from service.store.home import Home
 from service.store.mlflow_store import (
     TrackingError,
@@ -34,6 +37,7 @@ from service.store.note import full_table
 from service.store.parquet import arm_trials, write_samples
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, PlannedRun, plan_runs
 from service.store.records import Records
+from service.store.source import LANES_FILE, lanes_of
 from service.store.trace_files import write_trace_files
 
 __all__ = ["Published", "TrackingError", "publish"]
@@ -202,5 +206,11 @@ def _artifact_writer(
         else:
             (folder / "table.md").write_text(full_table(result))
             (folder / "result.json").write_text(result_json(result))
+            (folder / FILE_NAME).write_bytes(extract_sweep(records, result.sweep_id))
+            lanes_png = lanes_of(home, result.sweep_id)
+            if lanes_png is not None:
+                (folder / LANES_FILE).write_bytes(lanes_png)
+            dossier = dossier_of(records, result.sweep_id, result, f"the records at {home.records}", lanes_png)
+            (folder / "report.html").write_text(page(dossier))
 
     return write

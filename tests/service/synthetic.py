@@ -21,6 +21,8 @@ COMPUTE_US = 800.0
 HIDDEN = {"baseline": 0.0, "_aa": 0.0}
 """Share of the gather that an arm hides; 0.75 for any arm not named."""
 
+TASKS = {ARMS: "measure", CONTROLS: "control"}
+
 ENVIRONMENT: dict[str, Any] = {
     "revision": "0123456789abcdef0123456789abcdef01234567",
     "dirty": False,
@@ -87,6 +89,7 @@ def make_sweep(
                         for rank in range(cell.cp_size)
                     ]
                     records.add_block(sweep_id, cell.cell_id, launch, kind, block, reports, 5000.0)
+                    records.add_spent(sweep_id, cell.cell_id, cell.cp_size, launch, TASKS[kind], block, 0.006)
     records.end_sweep(sweep_id, status, "" if status is SweepStatus.FINISHED else "ended by a planted cause")
     return records, load_result(records, sweep_id)
 

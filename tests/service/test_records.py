@@ -124,7 +124,7 @@ def test_published_sweeps_are_not_published_again(records):
 
 
 def test_an_unknown_sweep_is_a_users_error(records):
-    with pytest.raises(UserError, match="the latest are: s1"):
+    with pytest.raises(UserError, match="no sweep 's2'"):
         records.sweep("s2")
 
 

@@ -25,16 +25,16 @@ from service.judge.accounting import AccountSummary
 from service.judge.interval import Interval
 from service.judge.results import SweepResult
 from service.run.sweep import load_result
-from service.store import mlflow_store, tracking
+from service.store import tracking
 from service.store.home import TRACKING_ENV_VAR, Home
-from service.store.mlflow_store import configure_mlflow, explain, is_remote, open_store, shown
+from service.store.mlflow_store import explain, is_remote, open_store, shown
 from service.store.note import MAX_NOTE_BYTES, full_table, note
 from service.store.parquet import TIME_COLUMNS, arm_trials
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, plan_runs
 from service.store.records import Records
 from service.store.trace_files import write_trace_files
 from service.store.tracking import TrackingError, publish
-from tests.service.synthetic import ENVIRONMENT, home_in, make_spec, make_sweep
+from tests.service.synthetic import ENVIRONMENT, make_spec, make_sweep
 from workers.messages import ArmTrace, TraceReport
 from workers.timeline import Span
 
@@ -55,23 +55,6 @@ IDENTITY = (
     ),
     *("simulated", "device", "split", "cp_size", "scope", "regime", "dims", "experiment", "spec_hash", "hosts", "night"),
 )
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated, empty database: making one takes more than a second."""
-    home = home_in(tmp_path_factory.mktemp("template"))
-    configure_mlflow()
-    mlflow_store._make_database(f"sqlite:///{home.folder / 'mlflow.db'}", home.artifacts)
-    return home.folder / "mlflow.db"
-
-
-@pytest.fixture
-def home(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    monkeypatch.delenv(TRACKING_ENV_VAR, raising=False)
-    made = home_in(tmp_path / "home of mine")  # a blank, as users have them
-    shutil.copy(template, made.folder / "mlflow.db")
-    return made
 
 
 def client_of(home: Home) -> Any:

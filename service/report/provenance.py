@@ -1,0 +1,142 @@
+"""Where a sweep's numbers come from: who ran on which node, what launches cost, what was compared, how to have it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.names import BASELINE_ARM, SweepStatus, Verdict
+from service.judge.results import ArmResult, CellResult, SweepResult
+from service.report.dossier import Dossier
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A rank -> node map, and the launches that had it."""
+
+    cp_size: int
+    launches: tuple[int, ...]
+    ranks: tuple[dict[str, Any], ...]
+
+
+def placements(result: SweepResult) -> list[Placement]:
+    """Every map that occurred; processes differ at every launch and do not count."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for launch in result.environment.get("launches", []):
+        ranks = tuple(
+            (r["rank"], r.get("hostname"), r.get("node_id"), r.get("address"), r.get("interface")) for r in launch["ranks"]
+        )
+        found[(launch["cp_size"], ranks)].append(launch)
+    return [
+        Placement(key[0], tuple(launch["launch"] for launch in launches), tuple(launches[0]["ranks"]))
+        for key, launches in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class LaunchRow:
+    """One life of a rank group; `cells` were warmed up in it, `unsettled` of them timed all the same."""
+
+    cp_size: int
+    launch: int
+    launch_s: float
+    cells: int
+    warmup_blocks: int
+    unsettled: int
+
+
+def launch_rows(dossier: Dossier) -> list[LaunchRow]:
+    sizes = {cell.cell["cell_id"]: cell.cell["cp_size"] for cell in dossier.result.cells}
+    rows = []
+    for launch in dossier.result.environment.get("launches", []):
+        own = [s for s in dossier.settlings if s["launch"] == launch["launch"] and sizes.get(s["cell_id"]) == launch["cp_size"]]
+        unsettled = sum(not s["is_settled"] for s in own)
+        blocks = sum(s["blocks"] for s in own)
+        rows.append(LaunchRow(launch["cp_size"], launch["launch"], launch["launch_s"], len(own), blocks, unsettled))
+    return rows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one arm came to on one fabric: the headline's line."""
+
+    arm: str
+    fabric: str
+    words: str
+
+
+def findings(result: SweepResult) -> list[Finding]:
+    """The verdicts of each arm, fabrics apart: what an emulated link says is no word about a real one."""
+    groups: dict[tuple[str, str], list[tuple[CellResult, ArmResult]]] = defaultdict(list)
+    for cell in result.cells:
+        for arm in cell.arms:
+            if arm.arm != BASELINE_ARM:
+                groups[(arm.arm, str(cell.cell["fabric_name"]))].append((cell, arm))
+    return [Finding(arm, fabric, "; ".join(_counted(pairs))) for (arm, fabric), pairs in groups.items()]
+
+
+def _counted(pairs: Sequence[tuple[CellResult, ArmResult]]) -> list[str]:
+    words = []
+    for verdict in Verdict:
+        ratios = [a.comparison.ratio.estimate if a.comparison else None for _, a in pairs if a.verdict is verdict]
+        if not ratios:
+            continue
+        known = [ratio for ratio in ratios if ratio is not None]
+        span = ""
+        if verdict in (Verdict.FASTER, Verdict.SLOWER) and known:
+            least, most = f"{min(known):.3f}", f"{max(known):.3f}"
+            span = f" (time ratio {least})" if least == most else f" (time ratio {least} to {most})"
+        words.append(f"{verdict} in {len(ratios)} of {len(pairs)} cell{'s' * (len(pairs) != 1)}{span}")
+    return words
+
+
+def verdict_counts(result: SweepResult) -> list[tuple[Verdict, int]]:
+    counts = Counter(arm.verdict for cell in result.cells for arm in cell.arms if arm.verdict is not None)
+    return [(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]]
+
+
+def natures(result: SweepResult) -> list[str]:
+    """What kind of numbers these are, where they are not plainly real: said beside the title."""
+    total = len(result.cells)
+    emulated = sum(cell.cell["fabric"]["kind"] == "emulated" for cell in result.cells)
+    devices = {cell.cell["device"] for cell in result.cells}
+    said = []
+    if "simulated" in devices:
+        said.append("SIMULATED: planted times, nothing was measured")
+    if emulated:
+        said.append(f"EMULATED link in {emulated} of {total} cells" if emulated < total else "EMULATED link")
+    if "cpu" in devices:
+        said.append("CPU ranks")
+    return said
+
+
+def differences(result: SweepResult) -> list[str]:
+    """What each arm changes, once."""
+    arms = {arm.arm: arm for cell in result.cells for arm in cell.arms}
+    return [
+        f"{arm.arm}: " + ", ".join(f"{factor} {ours} (baseline: {theirs})" for factor, (theirs, ours) in arm.differs.items())
+        for arm in arms.values()
+        if arm.differs
+    ]
+
+
+def command(result: SweepResult) -> str:
+    """The command as it was typed, for a shell."""
+    return shlex.join(str(word) for word in result.environment.get("command", []))
+
+
+def progress(dossier: Dossier) -> str:
+    """How far a sweep has come that has not finished; empty for one that has."""
+    result, plan = dossier.result, dossier.spec.measurement
+    if result.status is SweepStatus.FINISHED:
+        return ""
+    done = [cell.launches for cell in result.cells]
+    several = f"{min(done)} to {max(done)}" if done and min(done) != max(done) else f"{max(done, default=0)}"
+    planned = f"{plan.launches}" if plan.last_launches == plan.launches else f"{plan.launches} to {plan.last_launches}"
+    missing = sum(not cell.is_measured and not cell.is_invalid for cell in result.cells)
+    more = f"; {missing} of {len(done)} cells have no measurement yet" if missing else ""
+    last = f"; the last block was recorded at {dossier.last_record_at}" if dossier.last_record_at else ""
+    return f"{several} of {planned} planned launches of a cell are in the records{more}{last}"

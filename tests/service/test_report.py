@@ -1,0 +1,257 @@
+"""The page: says what the records say, in the reviewer's order, whatever state the sweep is in; escapes everything; needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from experiments.names import SweepStatus
+from experiments.spec.experiment import ExperimentSpec
+from service.judge.projection import Layer
+from service.report.axis import linear_axis, log_axis, points_axis, ratio_axis
+from service.report.dossier import read_dossier
+from service.report.page import number, page
+from service.store.records import Records
+from service.store.source import Source
+from tests.service.synthetic import home_in, make_spec, make_sweep
+from workers.messages import Fault
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+SECTIONS = ["headline", "verdicts", "forest", "speed", "account", "aa", "environment", "launches", "caveats", "reproduce"]
+UNITS = re.compile(r"(us per layer|tokens/s|, tokens|, ranks|\d % interval)$")
+
+
+class Page(HTMLParser):
+    """A page taken apart: fails on an element that is not closed where it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.labels: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self._in_label = False
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.links += [value for name, value in attrs if name in ("src", "href", "action", "xlink:href") and value]
+        assert not [name for name in values if name.startswith("on")], values
+        self._in_label = (values.get("class") or "").split()[-1:] in (["axis-label"], ["y-label"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag, (tag, self.open, self.getpos())
+        self._in_label = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_label and data.strip():
+            self.labels.append(data.strip())
+
+
+def page_of(records: Records, sweep_id: str, **changes: object) -> str:
+    return page(replace(read_dossier(Source(records, sweep_id, "the test")), **changes))
+
+
+def running(records: Records, sweep_id: str) -> None:
+    records.connection.execute("UPDATE sweep SET status = 'RUNNING', ended_s = NULL WHERE sweep_id = ?", (sweep_id,))
+
+
+def between(text: str, first: str, second: str) -> str:
+    return text[text.index(f'id="{first}"') : text.index(f'id="{second}"')]
+
+
+def test_a_page_says_what_was_judged_in_the_reviewers_order(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(4))
+    text = page_of(records, result.sweep_id)
+    parsed = Page(text)
+    assert parsed.ids == SECTIONS
+    for cell in result.cells:
+        arm = cell.arms[1]
+        assert arm.comparison is not None
+        assert arm.tokens_per_s is not None
+        assert f"{arm.comparison.ratio.estimate:.3f}" in between(text, "verdicts", "forest")
+        assert f"{arm.tokens_per_s:,.0f}" in between(text, "verdicts", "forest")
+        assert f"{arm.comparison.ratio.low:.3f} to {arm.comparison.ratio.high:.3f}" in between(text, "forest", "speed")
+    headline = between(text, "headline", "verdicts")
+    for words in ("FINISHED", "4 FASTER", "A/A quiet in 4 cells", "EMULATED link in 2 of 4 cells", "CPU ranks", "a planted CPU"):
+        assert words in headline
+    assert "overlapped: schedule overlap_rotate (baseline: serial)" in headline
+    assert "rank 0 &rarr; planted-host" in between(text, "environment", "launches")
+    assert "cplab run planted" in between(text, "reproduce", "reproduce") or "cplab run planted" in text
+    assert f"cplab reproduce {result.sweep_id}" in text
+
+
+def test_a_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(4))
+    text = page_of(records, result.sweep_id, lanes_png=b"\x89PNG and so on")
+    parsed = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & parsed.tags
+    assert parsed.links == ["data:image/png;base64," + base64.b64encode(b"\x89PNG and so on").decode()]
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert 'id="lanes"' in text
+
+
+def test_every_axis_has_a_unit(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(4))
+    labels = Page(page_of(records, result.sweep_id)).labels
+    assert len(labels) == 1 + 4 + 4 + 1  # ratios, two speed panels with two axes each, four accounts, A/A
+    assert not [label for label in labels if not UNITS.search(label)]
+
+
+def test_an_invalid_cell_shows_no_speed(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(4), invalid=[2])
+    bad = result.cells[2].label
+    text = page_of(records, result.sweep_id)
+    Page(text)
+    verdicts = between(text, "verdicts", "forest")
+    own_row = verdicts[verdicts.index(f">{bad}<") :]
+    own_row = own_row[: own_row.index("tr class", 10) if "tr class" in own_row[10:] else None]
+    assert own_row.count("INVALID") >= 2
+    assert not re.search(r"\d\.\d{3}|\d,\d{3}", own_row)
+    assert f"INVALID: {bad}</strong>, so it shows no speed" in text
+    assert "rank 1 differs | in 3 rows" in text
+    for first, second in (("speed", "account"), ("account", "aa")):
+        assert bad not in between(text, first, second)
+    assert f"Not drawn: overlapped {bad} (INVALID)" in text
+
+
+def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script> & \"quoted\" 'too' </main>"
+    records, result = make_sweep(home_in(tmp_path), make_spec(), invalid=[0])
+    records.add_faults(result.sweep_id, result.cells[0].cell["cell_id"], [Fault(hostile, hostile, hostile)])
+    records.fail_cell(result.sweep_id, result.cells[1].cell["cell_id"], hostile)
+    records.end_sweep(result.sweep_id, SweepStatus.FAILED, hostile)
+    records.connection.execute(
+        "UPDATE sweep SET environment = json_set(environment, '$.cpu', ?, '$.revision', ?, '$.command', json_array('cplab', ?))",
+        (hostile, hostile, hostile),
+    )
+    layer = Layer(100.0, hostile, 61, 300.0)
+    dossier = read_dossier(Source(records, result.sweep_id, hostile), layer)
+    text = page(dossier)
+    assert "script" not in Page(text).tags
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8
+
+
+def test_a_running_sweep_says_that_nothing_is_final(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(), launches=3)
+    running(records, result.sweep_id)
+    text = page_of(records, result.sweep_id)
+    Page(text)
+    headline = between(text, "headline", "verdicts")
+    assert "RUNNING" in headline
+    assert "nothing here is final" in headline
+    assert "3 of 5 planned launches" in headline
+    assert "the last block was recorded at" in headline
+
+
+def test_a_sweep_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(), launches=0)
+    running(records, result.sweep_id)
+    text = page_of(records, result.sweep_id)
+    Page(text)
+    assert "0 of 5 planned launches" in text
+    assert "2 of 2 cells have no measurement yet" in text
+    assert "No comparison has an interval yet" in text
+    assert "No launch is in the records" in text
+
+
+@pytest.mark.parametrize("launches", [1, 2])
+def test_a_killed_sweep_says_so_and_why(tmp_path: Path, launches: int) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(), launches=launches, status=SweepStatus.KILLED)
+    text = page_of(records, result.sweep_id)
+    Page(text)
+    assert "The sweep ended KILLED" in text
+    assert "ended by a planted cause" in text
+    assert not re.search(r"\binf\b|\bnan\b", text)
+
+
+def test_a_flagged_sweep_is_not_to_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.service import synthetic
+
+    monkeypatch.setitem(synthetic.HIDDEN, "_aa", 0.5)
+    records, result = make_sweep(home_in(tmp_path), make_spec())
+    assert result.aa.flagged
+    text = page_of(records, result.sweep_id)
+    assert "Do not trust this sweep" in between(text, "headline", "verdicts")
+
+
+def test_one_length_and_size_need_no_chart_of_them(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(2))
+    assert 'id="speed"' not in page_of(records, result.sweep_id)
+
+
+def test_speed_over_sizes_when_there_is_one_length(tmp_path: Path) -> None:
+    cells = {"cp_size": [1, 2, 4], "split": "interleave", "fabric": ["process_group"]}
+    records, result = make_sweep(home_in(tmp_path), make_spec(2, cells=cells))
+    speed = between(page_of(records, result.sweep_id), "speed", "account")
+    assert "cp_size, ranks" in speed
+    assert speed.count("<circle") == 3 * 2 + 2  # the points of two arms, and their marks in the key
+
+
+def test_a_projection_names_its_source_and_that_it_is_small(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(2))
+    layer = Layer(1e6, "profile of a planted layer, H200, 2026-11", 61, 5000.0)
+    text = page(read_dossier(Source(records, result.sweep_id, "the test"), layer))
+    Page(text)
+    section = between(text, "projection", "aa")
+    assert "profile of a planted layer, H200, 2026-11" in section
+    assert section.count("under 1 % of a layer") == 2
+    assert "Mind the mixture" in section
+
+
+def test_the_pages_of_equal_records_are_equal(tmp_path: Path) -> None:
+    records, result = make_sweep(home_in(tmp_path), make_spec(4))
+    assert page_of(records, result.sweep_id) == page_of(records, result.sweep_id)
+
+
+def test_the_spec_on_the_page_is_the_spec(tmp_path: Path) -> None:
+    import html
+
+    import yaml
+
+    spec = make_spec()
+    records, result = make_sweep(home_in(tmp_path), spec)
+    block = re.findall(r"<pre>(.*?)</pre>", page_of(records, result.sweep_id), re.S)[-1]
+    assert ExperimentSpec.model_validate(yaml.safe_load(html.unescape(block))) == spec
+
+
+def test_axes_enclose_their_values_and_order_them() -> None:
+    axis = linear_axis(0.0, 3970.0, "x")
+    assert axis.place_pct(axis.low) == 0
+    assert axis.place_pct(axis.high) == 100
+    assert axis.low <= 0
+    assert axis.high >= 3970
+    assert axis.place_pct(1e9) == 100
+    assert [tick.text for tick in axis.ticks][:2] == ["0", "1,000"]
+    assert ratio_axis(0.62, 0.9, "x").high >= 1
+    assert not ratio_axis(0.62, 0.9, "x").is_log
+    wide = ratio_axis(0.2, 1.1, "x")
+    assert wide.is_log
+    assert [tick.text for tick in wide.ticks] == ["0.2", "0.5", "1"]
+    points = points_axis([4096, 16384, 65536], "x")
+    first, middle, last = (tick.place_pct for tick in points.ticks)
+    assert middle - first == pytest.approx(last - middle, abs=0.01)
+    assert 0 < first < 5
+    assert log_axis(1, 2e6, "x").ticks[-1].text == "2M"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0, "0"), (0.1234, "0.123"), (-12.34, "\N{MINUS SIGN}12.3"), (12345.6, "12,346"), (float("inf"), "unbounded")],
+)
+def test_numbers_are_as_long_as_they_mean_something(value: float | None, text: str) -> None:
+    assert number(value) == text
