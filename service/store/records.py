@@ -21,7 +21,8 @@ from service.judge.results import CellRecord
 from service.judge.samples import Trial
 from workers.messages import BlockReport, Fault, VerifyReport
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: a trial's ranks hold what the filler and the enqueuing took. Records of schema 1 are taken as they are: they had neither."""
 
 _SCHEMA = """
 CREATE TABLE sweep (
@@ -56,8 +57,8 @@ CREATE TABLE IF NOT EXISTS settling (
 """
 """Made on opening where they are missing: a file that lacks them is whole otherwise."""
 
-RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us")
-"""What a trial keeps of every rank."""
+RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us", "filler_us", "enqueue_us")
+"""What a trial keeps of every rank, in this order; rows of schema 1 end with `late_us`."""
 
 
 class Records:
@@ -77,6 +78,8 @@ class Records:
                 if version == 0:
                     for statement in _SCHEMA.split(";"):
                         self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                elif version == 1:
                     self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
                 elif version != SCHEMA_VERSION:
                     raise UserError(
@@ -314,7 +317,9 @@ def _short(value: float | None) -> float | None:
 
 def _trial(row: sqlite3.Row) -> Trial:
     ranks = json.loads(row["ranks"])
-    column = {name: tuple(rank[i] for rank in ranks) for i, name in enumerate(RANK_FIELDS)}
+    column: dict[str, tuple[Any, ...]] = {
+        name: tuple(rank[i] if i < len(rank) else None for rank in ranks) for i, name in enumerate(RANK_FIELDS)
+    }
     arrivals = [us for us in column["arrival_us"] if us is not None]
     return Trial(
         launch=row["launch"],
@@ -328,6 +333,8 @@ def _trial(row: sqlite3.Row) -> Trial:
         gather_us=column["gather_us"],
         wire_us=column["wire_us"],
         late_us=column["late_us"],
+        filler_us=column["filler_us"],
+        enqueue_us=column["enqueue_us"],
         skew_us=max(arrivals) - min(arrivals) if arrivals else None,
         lateness_us=tuple(None if us is None else us - min(arrivals) for us in column["arrival_us"]),
     )
