@@ -28,7 +28,7 @@ class Comparison:
     """arm / baseline, below 1 is faster.
 
     Attributes:
-        ratio: Slowest rank of each step, at `confidence`.
+        ratio: Of the samples' times (drained: the slowest rank of each step), at `confidence`.
         ratio_90: The interval that SAME is read from: 90 % for a single comparison looked at once.
         ratio_min: Fastest rank of each step, at `confidence`: a winner needs both to agree.
         p_value: Of equal times; holds under the planned looks, not yet corrected for the other comparisons.
@@ -52,7 +52,7 @@ class Evidence:
     """One arm beside the baseline in one cell, before it is read.
 
     Attributes:
-        logs: log(arm / baseline) of the slowest ranks, one value a launch; at least two.
+        logs: log(arm / baseline) of the samples' times, one value a launch; at least two.
         logs_min: The same of the fastest ranks.
         share: The share of the error that this look may spend.
         pairs: Pairs of samples behind the values.
@@ -109,7 +109,7 @@ def _around(logs: Sequence[float], quantile: float) -> Interval:
 
 def evidence_of(samples: Sequence[Sample], arm: str, baseline: str, looks: Looks) -> Evidence | None:
     """The evidence on an arm, or None when fewer than two launches hold a pair."""
-    logs, pairs = launch_log_ratios(samples, arm, baseline, "max_us")
+    logs, pairs = launch_log_ratios(samples, arm, baseline, "time_us")
     logs_min, _ = launch_log_ratios(samples, arm, baseline, "min_us")
     if len(logs) < 2:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from experiments.names import AA_ARM, BASELINE_ARM, Schedule, Verdict
+from experiments.names import AA_ARM, BASELINE_ARM, Regime, Schedule, Verdict
 from experiments.spec.arms import ArmSpec
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.accounting import Account, AccountSummary, ArmTimes, account, summarise
@@ -14,8 +14,12 @@ from service.judge.comparison import SAME_ERROR, Evidence, evidence_of
 from service.judge.family import discovery_level, flagged
 from service.judge.looks import Looks
 from service.judge.results import SERIAL_CONTROL, AACheck, ArmResult, CellRecord, CellResult, Latency
-from service.judge.samples import Sample, by_launch, percentile, reduce_trials
+from service.judge.samples import Sample, by_launch, launch_time_us, percentile, reduce_trials
 from service.judge.verdict import Judgement, judge
+
+HOST_BOUND_SHARE = 0.95
+"""An arm is host bound when the host was still enqueuing that far into its trials, on the median: the device waited for the host, and what
+a schedule changes on the device can not show."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,13 @@ def is_decided(record: CellRecord, spec: ExperimentSpec, num_comparisons: int) -
 def _read(record: CellRecord, spec: ExperimentSpec) -> _Reading:
     plan = spec.measurement
     looks = Looks(plan.launches, plan.last_launches)
-    samples = reduce_trials(record.trials) if not record.faults else []
+    samples = reduce_trials(record.trials, regime_of(record)) if not record.faults else []
     others = [*(name for name in spec.arms if name != BASELINE_ARM), AA_ARM]
     return _Reading(record, samples, {name: evidence_of(samples, name, BASELINE_ARM, looks) for name in others})
+
+
+def regime_of(record: CellRecord) -> Regime:
+    return Regime(record.cell["regime"])
 
 
 def _levels(readings: Sequence[_Reading], spec: ExperimentSpec) -> _Levels:
@@ -113,6 +121,7 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
         for t in record.trials
         if t.skew_us is not None and t.lateness_us and t.kind == "arms"
     ]
+    filler = [us for t in record.trials for us in t.filler_us if us is not None and t.kind == "arms"]
     return CellResult(
         cell=record.cell,
         arms=arms,
@@ -125,6 +134,7 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
         gather_late_p50_us=median(late) if is_valid and late and record.gather_floor_us is not None else None,
         skew_p50_us=median(skew) if is_valid and skew else None,
         lateness_us=tuple(fmean(rank) for rank in zip(*lateness, strict=True)) if is_valid else (),
+        filler_p50_us=median(filler) if is_valid and filler else None,
         aa=aa.read(1 - spec.measurement.confidence, SAME_ERROR) if aa is not None else None,
     )
 
@@ -137,11 +147,14 @@ def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Leve
     judgement = (
         Judgement(Verdict.INVALID, reason=record.faults[0].detail) if record.faults else judge(comparison, plan.indifference_pct)
     )
-    times = [s.max_us for s in own]
+    times = [s.time_us for s in own]
     gathers = [s.gather_us for s in own if s.gather_us is not None]
     latency = None
     if times:
         latency = Latency(percentile(times, 0.5), percentile(times, 0.9), max(times), percentile([s.min_us for s in own], 0.5))
+    shares = [s.enqueue_share for s in own if s.enqueue_share is not None]
+    # A filler stands for what is no part of the indexer.
+    is_indexer_alone = not record.cell.get("filler_us")
     tokens = record.cell["new_tokens"] / spec.dims.num_layers
     return ArmResult(
         arm=name,
@@ -152,10 +165,11 @@ def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Leve
         reason=judgement.reason if name != BASELINE_ARM or record.faults else "",
         comparison=comparison,
         latency=latency,
-        tokens_per_s=tokens * 1e6 / latency.p50_us if latency else None,
+        tokens_per_s=tokens * 1e6 / latency.p50_us if latency and is_indexer_alone else None,
         gather_p50_us=median(gathers) if gathers else None,
-        account=_account_arm(name, spec.arms, samples, plan.confidence),
+        account=_account_arm(name, spec.arms, samples, regime_of(record), plan.confidence),
         num_samples=len(own),
+        host_bound=median(shares) >= HOST_BOUND_SHARE if shares else None,
     )
 
 
@@ -166,18 +180,20 @@ def serial_arm(arms: Mapping[str, ArmSpec]) -> str:
     )
 
 
-def _account_arm(name: str, arms: Mapping[str, ArmSpec], samples: Sequence[Sample], confidence: float) -> AccountSummary | None:
+def _account_arm(
+    name: str, arms: Mapping[str, ArmSpec], samples: Sequence[Sample], regime: Regime, confidence: float
+) -> AccountSummary | None:
     accounts: list[Account] = []
     serial = serial_arm(arms)
     for launch in by_launch(samples).values():
-        arm_times, serial_times = _arm_times(name, launch), _arm_times(serial, launch)
+        arm_times, serial_times = _arm_times(name, launch, regime), _arm_times(serial, launch, regime)
         if arm_times is not None and serial_times is not None:
             accounts.append(account(arm_times, serial_times))
     return summarise(accounts, confidence) if accounts else None
 
 
-def _arm_times(name: str, launch: Sequence[Sample]) -> ArmTimes | None:
-    """Medians of one launch's passes."""
+def _arm_times(name: str, launch: Sequence[Sample], regime: Regime) -> ArmTimes | None:
+    """One launch's times of an arm and its controls."""
 
     def passes(variant: str) -> list[Sample]:
         return [s for s in launch if s.variant == variant]
@@ -185,10 +201,10 @@ def _arm_times(name: str, launch: Sequence[Sample]) -> ArmTimes | None:
     total, compute, zero_byte = passes(name), passes(f"{name}/prefilled"), passes(f"{name}/zero_byte")
     if not total or not compute:
         return None
-    compute_us = median(s.max_us for s in compute)
+    compute_us = launch_time_us(compute, regime)
     return ArmTimes(
-        total_us=median(s.max_us for s in total),
+        total_us=launch_time_us(total, regime),
         compute_us=compute_us,
-        zero_byte_us=median(s.max_us for s in zero_byte) if zero_byte else compute_us,
+        zero_byte_us=launch_time_us(zero_byte, regime) if zero_byte else compute_us,
         window_us=median(s.window_us for s in compute),
     )

@@ -18,7 +18,7 @@ SERIAL_CONTROL = "_serial"
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one pass through the workload, slowest rank of each step, us."""
+    """Of one pass through the workload, us a layer; drained: the slowest rank of each step, streaming: the median rank."""
 
     p50_us: float
     p90_us: float
@@ -43,6 +43,8 @@ class ArmResult:
     gather_p50_us: float | None
     account: AccountSummary | None
     num_samples: int
+    host_bound: bool | None
+    """Whether the device waited for the host's enqueuing; None where the host does the work itself (CPU, simulated)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class CellResult:
     skew_p50_us: float | None
     lateness_us: tuple[float, ...]
     """By rank: how much later than the first one it arrived at the gather, on the mean over the arms' trials; empty without a shared clock."""
+    filler_p50_us: float | None
+    """What the filler after each layer really took; None where the cell has none."""
     aa: Comparison | None
     """The second copy of the baseline against the first, read by itself."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from experiments.names import Regime
 from service.judge.interval import Interval
 from service.judge.results import AACheck, ArmResult, CellResult, SweepResult
 
@@ -74,16 +75,30 @@ def hardware(result: SweepResult) -> str:
 
 
 def _planted(result: SweepResult) -> list[str]:
-    """What was made slower or later on purpose."""
+    """What was made slower, later or busier on purpose."""
     waits = {arm.arm: float(arm.factors.get("planted_wait_us", 0)) for cell in result.cells for arm in cell.arms}
-    late = sorted({float(cell.cell.get("skew_us", 0)) for cell in result.cells} - {0})
+    late, fillers = (sorted({float(cell.cell.get(name, 0)) for cell in result.cells} - {0}) for name in ("skew_us", "filler_us"))
     return [
-        f"skew {us:g} us: in those cells the last rank starts every trial that late, in every arm (cells.skew_us)" for us in late
-    ] + [
-        f"arm {arm}: slowed by a planted wait of {wait_us:g} us a layer (arms.{arm}.planted_wait_us), which is none of its schedule"
-        for arm, wait_us in waits.items()
-        if wait_us
+        *(
+            f"arm {arm}: slowed by a planted wait of {us:g} us a layer (arms.{arm}.planted_wait_us), which is none of its schedule"
+            for arm, us in waits.items()
+            if us
+        ),
+        *(f"skew {us:g} us: there the last rank starts every trial that late, in every arm (cells.skew_us)" for us in late),
+        *(f"filler {us:g} us: there every layer's time includes that much work in place of attention and MoE" for us in fillers),
     ]
+
+
+def _of_the_time(result: SweepResult) -> list[str]:
+    """What a time is a time of."""
+    lines = []
+    if any(cell.cell["regime"] == Regime.STREAMING for cell in result.cells):
+        layers = sorted({cell.cell["layers"] for cell in result.cells if cell.cell["regime"] == Regime.STREAMING})
+        lines.append(f"streaming: times are of one layer, the mean of a chain of {', '.join(map(str, layers))} without a barrier")
+    bound = [f"{arm.arm} in {cell.label}" for cell in result.cells for arm in cell.arms if arm.host_bound]
+    if bound:
+        lines.append(f"host bound: the device waited for the host's enqueuing ({'; '.join(bound)})")
+    return lines
 
 
 def caveats(result: SweepResult) -> list[str]:
@@ -100,7 +115,7 @@ def caveats(result: SweepResult) -> list[str]:
         lines.append("CPU ranks: says nothing about NCCL on GPUs")
     if any(cell.cell["beyond_upstream"] for cell in result.cells):
         lines.append("several sequences under zigzag: beyond what upstream supports")
-    lines += _planted(result)
+    lines += [*_of_the_time(result), *_planted(result)]
     if result.aa.flagged:
         lines.append(f"A/A FLAGGED, do not trust this sweep: equal code looked different in {', '.join(result.aa.flagged)}")
     unsettled = sum(cell.checks["unsettled_launches"] for cell in result.cells)

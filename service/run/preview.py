@@ -51,6 +51,11 @@ def preview(spec: ExperimentSpec, cells: tuple[Cell, ...]) -> list[CellPreview]:
             notes.append("several sequences under zigzag: beyond upstream")
         if cell.is_emulated:
             notes.append("emulated link")
+        if cell.layers > 1:
+            filler = f", with {cell.filler_us:g} us of filler each" if cell.filler_us else ""
+            notes.append(f"a trial is a chain of {cell.layers} layers{filler}")
+        if cell.skew_us:
+            notes.append(f"the last rank starts {cell.skew_us:g} us late")
         previews.append(CellPreview(cell, cell.bytes_per_rank(plan.inputs), timed, seconds / 60, tuple(notes)))
     return previews
 
@@ -63,4 +68,5 @@ def _trial_us(cell: Cell, index: int) -> float:
     received = KEY_BYTES * local * (cell.cp_size - 1)
     wire_us = cell.fabric.floor_us(received) or received / WIRE_BYTES_PER_US
     select_us = 2 * heads * step.logit_pairs / cell.cp_size / LOGITS_FLOP_PER_US if cell.scope is Scope.INDEXER else 0
-    return gemm / GEMM_FLOP_PER_US + local * heads * ROTATION_US_PER_ELEMENT + wire_us + select_us + TRIAL_OVERHEAD_US
+    layer_us = gemm / GEMM_FLOP_PER_US + local * heads * ROTATION_US_PER_ELEMENT + wire_us + select_us + cell.filler_us
+    return cell.layers * layer_us + cell.skew_us + TRIAL_OVERHEAD_US

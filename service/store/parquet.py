@@ -10,7 +10,7 @@ from service.judge.results import SERIAL_CONTROL
 from service.judge.samples import Trial
 from workers.messages import Variant
 
-TIME_COLUMNS = ("elapsed_us", "window_us", "gather_us", "wire_us", "late_us", "lateness_us")
+TIME_COLUMNS = ("elapsed_us", "window_us", "gather_us", "wire_us", "late_us", "lateness_us", "filler_us", "enqueue_us")
 """What each rank saw of a trial, us; null where no gather ran."""
 
 

@@ -96,6 +96,7 @@ def _arm_run(
         "verdict": verdict,
         "small": _flag(arm.is_small),
         "path": _cut(cell.path),
+        **({"host_bound": _flag(arm.host_bound)} if arm.host_bound is not None else {}),
         **reason,
         **failure,
     }
@@ -219,7 +220,7 @@ def _coordinates(cells: list[CellResult] | tuple[CellResult, ...]) -> dict[str, 
 
 def _unusual(cells: Sequence[CellResult]) -> dict[str, str]:
     """Coordinates that most sweeps leave at rest, where one of the cells does not."""
-    found = {name: sorted({float(cell.cell.get(name, 0)) for cell in cells}) for name in ("skew_us",)}
+    found = {name: sorted({float(cell.cell.get(name, 0)) for cell in cells}) for name in ("skew_us", "filler_us")}
     return {name: _cut(",".join(f"{value:g}" for value in values)) for name, values in found.items() if any(values)}
 
 
@@ -258,6 +259,7 @@ def _speed_metrics(cell: CellResult, arm: ArmResult) -> dict[str, float]:
         "gather/floor_us": cell.gather_floor_us,
         "gather/skew_us": cell.skew_p50_us,
         "gather/latest_us": max(cell.lateness_us, default=None),
+        "filler/p50_us": cell.filler_p50_us,
         "samples/count": arm.num_samples,
         "samples/launches": cell.launches,
     }

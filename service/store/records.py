@@ -23,7 +23,8 @@ from service.judge.results import CellRecord
 from service.judge.samples import Trial
 from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: a trial's ranks hold what the filler and the enqueuing took. Records of schema 1 are taken as they are: they had neither."""
 
 _SCHEMA = """
 CREATE TABLE sweep (
@@ -64,8 +65,8 @@ CREATE TABLE IF NOT EXISTS trace (
 """
 """Made on opening where they are missing: a file that lacks them is whole otherwise."""
 
-RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us")
-"""What a trial keeps of every rank."""
+RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us", "filler_us", "enqueue_us")
+"""What a trial keeps of every rank, in this order; rows of schema 1 end with `late_us`."""
 
 
 _TRACE_REPORTS = TypeAdapter(list[TraceReport])
@@ -95,6 +96,8 @@ class Records:
                 if version == 0:
                     for statement in _SCHEMA.split(";"):
                         self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                elif version == 1:
                     self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
                 elif version != SCHEMA_VERSION:
                     raise UserError(
@@ -390,7 +393,9 @@ def _short(value: float | None) -> float | None:
 
 def _trial(row: sqlite3.Row) -> Trial:
     ranks = json.loads(row["ranks"])
-    column = {name: tuple(rank[i] for rank in ranks) for i, name in enumerate(RANK_FIELDS)}
+    column: dict[str, tuple[Any, ...]] = {
+        name: tuple(rank[i] if i < len(rank) else None for rank in ranks) for i, name in enumerate(RANK_FIELDS)
+    }
     arrivals = [us for us in column["arrival_us"] if us is not None]
     return Trial(
         launch=row["launch"],
@@ -404,6 +409,8 @@ def _trial(row: sqlite3.Row) -> Trial:
         gather_us=column["gather_us"],
         wire_us=column["wire_us"],
         late_us=column["late_us"],
+        filler_us=column["filler_us"],
+        enqueue_us=column["enqueue_us"],
         skew_us=max(arrivals) - min(arrivals) if arrivals else None,
         lateness_us=tuple(None if us is None else us - min(arrivals) for us in column["arrival_us"]),
     )

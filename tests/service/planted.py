@@ -21,6 +21,7 @@ def trials(
     ranks: int = 2,
     kind: str = "arms",
     steps: int = 1,
+    enqueue_us: float | None = None,
 ) -> list[Trial]:
     """Trials of variants whose times are planted: one-sided noise a trial, an effect of the launch on each variant, a drift per row."""
     rng = random.Random(seed)
@@ -50,6 +51,7 @@ def trials(
                                 wire_us=(None,) * ranks,
                                 late_us=(None,) * ranks,
                                 skew_us=None,
+                                enqueue_us=(enqueue_us,) * ranks,
                             )
                         )
     return out

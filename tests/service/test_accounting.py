@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from statistics import median
 
 import pytest
@@ -13,8 +12,11 @@ from experiments.names import Device
 from experiments.spec.arms import ArmSpec
 from experiments.spec.simulation import SimulationSpec
 from service.judge.accounting import ArmTimes, account, summarise
+from service.judge.judging import judge_sweep
 from service.run.orders import control_variants
+from service.store.records import Records
 from tests.conftest import make_cell
+from tests.service.synthetic import ENVIRONMENT, make_spec
 from tests.workers.asking import prepare, run_block
 
 us = st.floats(0, 1e4, allow_nan=False)
@@ -59,10 +61,11 @@ SIMULATIONS = [
 
 @pytest.mark.parametrize("simulation", SIMULATIONS)
 @pytest.mark.parametrize("schedule", ["overlap_rotate", "tests.workers.mutants:overlap_again"])
-def test_planted_truth_is_recovered_on_simulated_lanes(pair, simulation, schedule):
-    assert os.getcwd()
+@pytest.mark.parametrize(("layers", "filler_us"), [(1, 0.0), (2, 0.0), (5, 300.0)])
+def test_planted_truth_is_recovered_on_simulated_lanes(pair, simulation, schedule, layers, filler_us):
+    """Drained, and per layer of a streaming chain, with and without filler."""
     arms = {"baseline": ArmSpec(), "arm": ArmSpec(schedule=schedule)}
-    prepare(pair, make_cell(device=Device.SIMULATED), arms, simulation=simulation)
+    prepare(pair, make_cell(device=Device.SIMULATED, layers=layers, filler_us=filler_us), arms, simulation=simulation)
     variants = list(arms) + control_variants(arms)
     rows = run_block(pair, variants)[0].rows
 
@@ -76,6 +79,9 @@ def test_planted_truth_is_recovered_on_simulated_lanes(pair, simulation, schedul
 
     s = simulation
     compute = s.wq_b_us + s.wk_us + s.norm_k_us + s.rope_us + s.rotate_k_us + s.rotate_q_us
+    if layers > 1:
+        compute += s.carry_us + filler_us
+        assert all(row.filler_us == (pytest.approx(filler_us) if filler_us else None) for row in rows if row.variant == "arm")
     assert time_of("baseline") == pytest.approx(compute + s.gather_us)
     assert time_of("baseline/gather_alone") == pytest.approx(s.gather_us)
 
@@ -102,3 +108,44 @@ def test_serial_accounts_for_itself(pair):
     assert found.covered_us == 0
     assert found.saved_us == 0
     assert found.fork_join_tax_us == 0
+
+
+def records_of(pair, cell, arms, launches=3):
+    """What the records would hold of a simulated cell after some launches."""
+    blocks = []
+    for launch in range(launches):
+        prepare(pair, cell, arms)
+        for kind, variants in (("arms", list(arms)), ("controls", control_variants(arms))):
+            blocks.append((launch, kind, run_block(pair, variants)))
+    return blocks
+
+
+@pytest.mark.parametrize("skew_us", [0.0, 80.0])
+def test_planted_truth_comes_through_the_records_of_a_streaming_sweep(pair, tmp_path, skew_us):
+    """From the ranks over the records to the judged account: exact without a skew, and a skew shows as lateness and in no other figure
+    than the one layer that it was planted in."""
+    layers = 4
+    spec = make_spec(
+        device="simulated",
+        cells={"cp_size": 2, "fabric": ["process_group", "emulated_20mbit"], "regime": "streaming", "skew_us": skew_us},
+        chain={"layers": layers},
+        measurement={"aa": False},
+    )
+    cell = spec.expand().cells[0]
+    records = Records(tmp_path / "records.db")
+    records.start_sweep("s", spec, [cell], ENVIRONMENT, None)
+    for launch, kind, reports in records_of(pair, cell, spec.arms):
+        records.add_block("s", cell.cell_id, launch, kind, 0, reports, 1.0)
+    judged = judge_sweep(records.cells("s"), spec).cells[0]
+    records.close()
+    s, found = spec.simulation, judged.arms[1].account
+    compute = s.wq_b_us + s.wk_us + s.norm_k_us + s.rope_us + s.rotate_k_us + s.rotate_q_us + s.carry_us
+    # Two ranks: the early one waits for the skew once in a chain, and the median over ranks is their mean.
+    waited = skew_us / layers / 2
+    assert judged.lateness_us == (0.0, pytest.approx(skew_us / layers, abs=1e-2))
+    assert found.compute_us.estimate == pytest.approx(compute, abs=1e-2)
+    assert found.gather_us.estimate == pytest.approx(s.gather_us + waited, abs=1e-2)
+    assert found.window_us.estimate == pytest.approx(s.rotate_q_us, abs=1e-2)
+    assert found.fork_join_tax_us.estimate == pytest.approx(s.fork_us + s.join_us, abs=1e-2)
+    assert found.contention_us.estimate == pytest.approx(0, abs=1e-2)
+    assert found.hidden.estimate == pytest.approx((s.rotate_q_us - s.fork_us - s.join_us) / (s.gather_us + waited), abs=1e-3)

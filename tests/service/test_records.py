@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -137,6 +138,30 @@ def test_another_schema_is_refused_by_name(tmp_path):
     db.close()
     with pytest.raises(UserError, match="schema 99"):
         Records(path)
+
+
+def test_records_of_schema_1_are_taken_as_they_are(tmp_path):
+    """Their trials know neither filler nor enqueuing, and are judged as before."""
+    path = tmp_path / "records.db"
+    old = Records(path)
+    old.start_sweep("s1", SPEC, CELLS, environment(), None)
+    old.add_block("s1", CELLS[0].cell_id, 0, "arms", 0, reports(), 2e3)
+    old.close()
+    db = sqlite3.connect(path)
+    for rowid, ranks in db.execute("SELECT rowid, ranks FROM trial").fetchall():
+        db.execute("UPDATE trial SET ranks=? WHERE rowid=?", (json.dumps([rank[:7] for rank in json.loads(ranks)]), rowid))
+    db.execute("PRAGMA user_version=1")
+    db.commit()
+    db.close()
+    new = Records(path)
+    trials = new.cells("s1")[0].trials
+    assert trials[0].elapsed_us == (100.0, 101.0)
+    assert trials[0].late_us == (0.5, 0.5)
+    assert trials[0].filler_us == trials[0].enqueue_us == (None, None)
+    new.add_block("s1", CELLS[0].cell_id, 0, "arms", 1, reports(), 2e3)
+    assert load_result(new, "s1").cells[0].arms[0].num_samples == 4
+    new.close()
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone()[0] == 2
 
 
 def test_no_database_is_refused(tmp_path):
