@@ -171,9 +171,12 @@ def _draw_crossings(axes: Any, rank: int, trace: ArmTrace, us: Callable[[int], f
         launch_us, join_us = us(fork.start_ns), us(join.end_ns)
         axes.annotate("", (us(gather.start_ns), bottom), (launch_us, top), arrowprops=arrow, zorder=6)
         axes.annotate("", (join_us, top), (us(gather.end_ns), bottom), arrowprops=arrow, zorder=6)
-        inward = 1 if join_us - launch_us > narrow_us else -1
-        back_us = us(gather.end_ns) if inward > 0 else join_us
-        for word, x, sign in (("launch", launch_us, inward), ("join", back_us, -inward)):
+        start_us, end_us = us(gather.start_ns), us(gather.end_ns)
+        if end_us - start_us > narrow_us:  # inside the two arrows, else outside
+            words = (("launch", start_us, 1), ("join", end_us, -1))
+        else:
+            words = (("launch", launch_us, -1), ("join", join_us, 1))
+        for word, x, sign in words:
             axes.annotate(
                 word,
                 (x, (top + bottom) / 2),
@@ -192,7 +195,7 @@ def _legend(figure: Any, traces: Sequence[ArmTrace]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    present = {span.stage for trace in traces for span in trace.spans} - _WITHIN_GATHER - {Part.FORK}
+    present = {span.stage for trace in traces for span in trace.spans} - _WITHIN_GATHER
     known = [stage for stage in COLOURS if stage in present] + sorted(present - set(COLOURS))
     handles: list[Any] = [
         Patch(
