@@ -29,6 +29,9 @@ COLOURS: dict[str, str] = {
     "quantise": "#b279a2",
     "head_gates": "#e3bcd8",
     "logits": "#9d755d",
+    "filler": "#c9c2b6",
+    "carry": "#7f6d5f",
+    "planted wait": "#d4d4d4",
 }
 WORDS: dict[str, str] = {
     GATHER: "gather: pad, trim, re-range",

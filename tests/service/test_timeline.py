@@ -42,15 +42,13 @@ def traces(cp_size=2, simulation=LONG_GATHER, arms=BOTH_ARMS, scope=Scope.QK) ->
     return reports
 
 
-def cell_of(arms=BOTH_ARMS, regime="drained", num_steps=1) -> CellResult:
+def cell_of(arms=BOTH_ARMS) -> CellResult:
     def result(name: str, arm: ArmSpec) -> ArmResult:
         latency = Latency(65_551.0, 70_000.0, 80_000.0, 60_000.0)
         return ArmResult(name, arm.model_dump(mode="json"), {}, None, False, "", None, latency, 3905.0, None, None, 80)
 
     results = tuple(result(name, arm) for name, arm in arms.items())
-    return CellResult(
-        {"label": "a cell", "regime": regime, "num_steps": num_steps}, results, (), "", {}, 5, "gloo", None, None, None, None
-    )
+    return CellResult({"label": "a cell"}, results, (), "", {}, 5, "gloo", None, None, None, None)
 
 
 def events_of(reports: list[TraceReport]) -> list[dict]:
@@ -146,7 +144,7 @@ def _pairs(items):
 
 @pytest.mark.parametrize("simulation", [LONG_GATHER, SHORT_GATHER])
 def test_the_picture_of_a_chain_can_be_read(simulation):
-    figure = lanes_figure(cell_of(), layers(traces(simulation=simulation), 8), "a chain")
+    figure = picture(layers(traces(simulation=simulation), 8))
     assert_readable(figure)
     panel = figure.axes[1]
     assert sum(text.get_text() == "launch" for text in panel.texts) == 2, "one for each rank"
@@ -161,7 +159,7 @@ def test_the_picture_of_a_chain_can_be_read(simulation):
     ],
 )
 def test_the_picture_says_what_was_timed(regime, num_steps, says):
-    figure = lanes_figure(cell_of(regime=regime, num_steps=num_steps), traces(), "")
+    figure = picture(traces(), regime=regime, num_steps=num_steps)
     assert_readable(figure)
     assert figure.axes[0].get_title("left") == f"baseline: serial\ntimed trials: {says}"
 
@@ -177,7 +175,12 @@ SHAPES = [
 
 @pytest.mark.parametrize(("cp_size", "simulation", "arms", "scope"), SHAPES)
 def test_no_words_of_the_picture_overlap(cp_size, simulation, arms, scope):
-    assert_readable(lanes_figure(cell_of(arms), traces(cp_size, simulation, arms, scope), "what was run\nwhere"))
+    assert_readable(picture(traces(cp_size, simulation, arms, scope), arms))
+
+
+def picture(reports, arms=BOTH_ARMS, regime="drained", num_steps=1):
+    cell = replace(cell_of(arms), cell={"label": "a cell", "regime": regime, "num_steps": num_steps})
+    return lanes_figure(cell, reports, "what was run\nwhere")
 
 
 def assert_readable(figure):
@@ -204,7 +207,7 @@ def _texts(axes):
 
 def test_bars_are_the_spans():
     reports = traces()
-    figure = lanes_figure(cell_of(), reports, "")
+    figure = picture(reports)
     for axes, arm in zip(figure.axes, BOTH_ARMS, strict=True):
         of_ranks = [next(t for t in report.arms if t.arm == arm) for report in reports]
         origin_ns = min(t.start_ns for t in of_ranks)
