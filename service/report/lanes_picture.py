@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.names import BASELINE_ARM, Lane, Part
+from experiments.names import BASELINE_ARM, Lane, Part, Regime
 from service.judge.results import ArmResult, CellResult
 from service.report.timeline import GATHER, crossings
 from workers.messages import ArmTrace, TraceReport
@@ -29,6 +29,9 @@ COLOURS: dict[str, str] = {
     "quantise": "#b279a2",
     "head_gates": "#e3bcd8",
     "logits": "#9d755d",
+    "filler": "#c9c2b6",
+    "carry": "#7f6d5f",
+    "planted wait": "#d4d4d4",
 }
 WORDS: dict[str, str] = {
     GATHER: "gather: pad, trim, re-range",
@@ -82,7 +85,7 @@ def lanes_figure(cell: CellResult, reports: Sequence[TraceReport], title: str) -
     ends_us = {arm: _end_us(traces) for arm, traces in trials.items()}
     longest_us = max(ends_us.values())
     for axes, arm in zip(panels, cell.arms, strict=False):
-        _frame(axes, arm, ends_us[arm.arm], ends_us[BASELINE_ARM])
+        _frame(axes, arm, _timed(cell, arm), ends_us[arm.arm], ends_us[BASELINE_ARM])
         _draw_arm(axes, trials[arm.arm][: len(shown)], 0.2 * longest_us)
     for axes in panels[len(trials) :]:
         axes.set_visible(False)
@@ -110,9 +113,18 @@ def _end_us(traces: Sequence[ArmTrace]) -> float:
     return (max(trace.end_ns for trace in traces) - _origin_ns(traces)) / 1e3
 
 
-def _frame(axes: Any, arm: ArmResult, end_us: float, baseline_end_us: float) -> None:
+def _timed(cell: CellResult, arm: ArmResult) -> str:
+    """What the arm's timed trials took, and of what: a chain is timed by the layer, a replay over all its steps."""
+    if arm.latency is None:
+        return "no timed trial"
+    a_layer = " a layer" if cell.cell["regime"] != Regime.DRAINED else ""
+    steps = cell.cell["num_steps"]
+    over_all = f" over {steps} steps, of which this is the longest" if steps > 1 else ""
+    return f"timed trials: p50 {arm.latency.p50_us:,.0f} us{a_layer}{over_all}"
+
+
+def _frame(axes: Any, arm: ArmResult, timed: str, end_us: float, baseline_end_us: float) -> None:
     """Everything but the bars."""
-    timed = f"timed trials: p50 {arm.latency.p50_us:,.0f} us" if arm.latency else "no timed trial"
     axes.set_title(f"{arm.arm}: {textwrap.shorten(arm.factors['schedule'], 44)}\n{timed}", fontsize=9.5, loc="left")
     axes.axvline(end_us, color=_INK, linewidth=0.9, zorder=2)
     if arm.arm != BASELINE_ARM:
@@ -167,13 +179,18 @@ def _draw_crossings(axes: Any, rank: int, trace: ArmTrace, us: Callable[[int], f
     """Where a gather leaves the main lane, and where it comes back."""
     top, bottom = _y(rank, Lane.MAIN) - BAR / 2, _y(rank, Lane.SIDE) + BAR / 2
     arrow = {"arrowstyle": "-|>", "color": _INK, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
-    for fork, gather, join in crossings(trace):
+    for number, (fork, gather, join) in enumerate(crossings(trace)):
         launch_us, join_us = us(fork.start_ns), us(join.end_ns)
         axes.annotate("", (us(gather.start_ns), bottom), (launch_us, top), arrowprops=arrow, zorder=6)
         axes.annotate("", (join_us, top), (us(gather.end_ns), bottom), arrowprops=arrow, zorder=6)
-        inward = 1 if join_us - launch_us > narrow_us else -1
-        back_us = us(gather.end_ns) if inward > 0 else join_us
-        for word, x, sign in (("launch", launch_us, inward), ("join", back_us, -inward)):
+        if number:
+            continue  # a chain's later layers are like its first, and their words would stand in each other's way
+        start_us, end_us = us(gather.start_ns), us(gather.end_ns)
+        if end_us - start_us > narrow_us:  # inside the two arrows, else outside
+            words = (("launch", start_us, 1), ("join", end_us, -1))
+        else:
+            words = (("launch", launch_us, -1), ("join", join_us, 1))
+        for word, x, sign in words:
             axes.annotate(
                 word,
                 (x, (top + bottom) / 2),
@@ -192,7 +209,7 @@ def _legend(figure: Any, traces: Sequence[ArmTrace]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    present = {span.stage for trace in traces for span in trace.spans} - _WITHIN_GATHER - {Part.FORK}
+    present = {span.stage for trace in traces for span in trace.spans} - _WITHIN_GATHER
     known = [stage for stage in COLOURS if stage in present] + sorted(present - set(COLOURS))
     handles: list[Any] = [
         Patch(

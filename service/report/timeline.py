@@ -5,8 +5,9 @@ One process for each rank and one thread for each lane. The arms stand one after
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.names import Lane, Part
@@ -35,10 +36,11 @@ def chrome_trace(reports: Sequence[TraceReport], hosts: Sequence[str], about: Ma
     """
     origin_ns = min(arm.start_ns for report in reports for arm in report.arms)
     events: list[dict[str, Any]] = []
+    numbers = itertools.count(1)
     for report, host in zip(reports, hosts, strict=True):
         events += _names(report.rank, host)
-        for position, arm in enumerate(report.arms):
-            events += _trial(report.rank, arm, origin_ns, report.rank * len(report.arms) + position)
+        for arm in report.arms:
+            events += _trial(report.rank, arm, origin_ns, numbers)
     clock = {
         "clock": "that of rank 0",
         "uncertainty_us": {f"rank {report.rank}": report.uncertainty_ns / 1e3 for report in reports},
@@ -69,10 +71,10 @@ def _names(rank: int, host: str) -> list[dict[str, Any]]:
     return events
 
 
-def _trial(rank: int, trace: ArmTrace, origin_ns: int, number: int) -> list[dict[str, Any]]:
-    """The arm's own slice, its spans inside it, and an arrow from the launch point to the gather.
+def _trial(rank: int, trace: ArmTrace, origin_ns: int, numbers: Iterator[int]) -> list[dict[str, Any]]:
+    """The arm's own slice, its spans inside it, and an arrow from each launch point to its gather.
 
-    `number`: unique among trials. It names the arrow: Perfetto takes whole numbers only.
+    `numbers`: what is left for arrows, whose ids are whole numbers in Perfetto.
     """
 
     def slice_of(name: str, category: str, lane: Lane, start_ns: int, end_ns: int) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _trial(rank: int, trace: ArmTrace, origin_ns: int, number: int) -> list[dict
     events = [slice_of(trace.arm, "trial", Lane.MAIN, trace.start_ns, trace.end_ns)]
     events += [slice_of(s.stage, _CATEGORIES.get(s.stage, "stage"), s.lane, s.start_ns, s.end_ns) for s in trace.spans]
     for fork, gather, _ in crossings(trace):
-        arrow = {"name": "launch", "cat": "lane", "id": number, "pid": process_id(rank)}
+        arrow = {"name": "launch", "cat": "lane", "id": next(numbers), "pid": process_id(rank)}
         events += [
             {**arrow, "ph": "s", "tid": thread_id(rank, fork.lane), "ts": (fork.start_ns - origin_ns) / 1e3},
             {**arrow, "ph": "f", "bp": "e", "tid": thread_id(rank, gather.lane), "ts": (gather.start_ns - origin_ns) / 1e3},

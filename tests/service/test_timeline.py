@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +20,7 @@ from service.report.timeline import chrome_trace, process_id, thread_id
 from tests.conftest import BOTH_ARMS, make_cell
 from workers.fabrics.transport import CollectiveTransport
 from workers.lanes import make_lanes
-from workers.messages import PrepareCell, TraceCell, TraceReport
+from workers.messages import ArmTrace, PrepareCell, TraceCell, TraceReport
 from workers.prepared_cell import PreparedCell
 from workers.traced_trial import trace_arms
 
@@ -77,7 +78,7 @@ def test_events_are_of_the_chrome_format():
                 assert event["ts"] >= 0
                 assert type(event["id"]) is int
     arrows = Counter((event["id"], event["pid"], event["ph"], event["tid"]) for event in events if event["ph"] in "sf")
-    assert arrows == {(number, rank, *end): 1 for rank, number in ((100, 1), (200, 3)) for end in (("s", rank), ("f", rank + 1))}
+    assert arrows == {(number, rank, *end): 1 for rank, number in ((100, 1), (200, 2)) for end in (("s", rank), ("f", rank + 1))}
 
 
 def test_processes_are_ranks_and_threads_are_lanes():
@@ -114,6 +115,55 @@ def test_slices_are_the_spans_and_nest():
             ends.append(e["ts"] + e["dur"])
 
 
+def layers(reports: list[TraceReport], count: int) -> list[TraceReport]:
+    """The same trials as chains: their spans again and again."""
+
+    def repeated(arm: ArmTrace) -> ArmTrace:
+        period_ns = arm.end_ns - arm.start_ns
+        spans = [
+            replace(span, start_ns=span.start_ns + i * period_ns, end_ns=span.end_ns + i * period_ns)
+            for i in range(count)
+            for span in arm.spans
+        ]
+        return replace(arm, end_ns=arm.start_ns + count * period_ns, spans=tuple(spans))
+
+    return [replace(report, arms=tuple(repeated(arm) for arm in report.arms)) for report in reports]
+
+
+def test_every_gather_of_a_chain_has_an_arrow_of_its_own():
+    arrows = [event for event in events_of(layers(traces(), 3)) if event["ph"] in "sf"]
+    assert sorted(Counter((e["id"], e["ph"]) for e in arrows)) == [(i, ph) for i in range(1, 7) for ph in "fs"]
+    for start, end in _pairs(sorted(arrows, key=lambda e: (e["id"], e["ts"]))):
+        assert (start["ph"], end["ph"], start["pid"]) == ("s", "f", end["pid"])
+        assert end["ts"] - start["ts"] == pytest.approx(LONG_GATHER.fork_us)
+
+
+def _pairs(items):
+    return zip(items[::2], items[1::2], strict=True)
+
+
+@pytest.mark.parametrize("simulation", [LONG_GATHER, SHORT_GATHER])
+def test_the_picture_of_a_chain_can_be_read(simulation):
+    figure = picture(layers(traces(simulation=simulation), 8))
+    assert_readable(figure)
+    panel = figure.axes[1]
+    assert sum(text.get_text() == "launch" for text in panel.texts) == 2, "one for each rank"
+
+
+@pytest.mark.parametrize(
+    ("regime", "num_steps", "says"),
+    [
+        ("drained", 1, "p50 65,551 us"),
+        ("streaming", 1, "p50 65,551 us a layer"),
+        ("drained", 9, "p50 65,551 us over 9 steps, of which this is the longest"),
+    ],
+)
+def test_the_picture_says_what_was_timed(regime, num_steps, says):
+    figure = picture(traces(), regime=regime, num_steps=num_steps)
+    assert_readable(figure)
+    assert figure.axes[0].get_title("left") == f"baseline: serial\ntimed trials: {says}"
+
+
 SHAPES = [
     (2, LONG_GATHER, BOTH_ARMS, Scope.QK),
     (1, SHORT_GATHER, BOTH_ARMS, Scope.INDEXER),
@@ -125,7 +175,16 @@ SHAPES = [
 
 @pytest.mark.parametrize(("cp_size", "simulation", "arms", "scope"), SHAPES)
 def test_no_words_of_the_picture_overlap(cp_size, simulation, arms, scope):
-    figure = lanes_figure(cell_of(arms), traces(cp_size, simulation, arms, scope), "what was run\nwhere")
+    assert_readable(picture(traces(cp_size, simulation, arms, scope), arms))
+
+
+def picture(reports, arms=BOTH_ARMS, regime="drained", num_steps=1):
+    cell = replace(cell_of(arms), cell={"label": "a cell", "regime": regime, "num_steps": num_steps})
+    return lanes_figure(cell, reports, "what was run\nwhere")
+
+
+def assert_readable(figure):
+    """Words lie inside the picture, and none lies over another."""
     figure.canvas.draw()
     texts = [text for axes in figure.axes if axes.get_visible() for text in _texts(axes)]
     texts += [figure._suptitle, *figure.legends[0].get_texts()]
@@ -148,7 +207,7 @@ def _texts(axes):
 
 def test_bars_are_the_spans():
     reports = traces()
-    figure = lanes_figure(cell_of(), reports, "")
+    figure = picture(reports)
     for axes, arm in zip(figure.axes, BOTH_ARMS, strict=True):
         of_ranks = [next(t for t in report.arms if t.arm == arm) for report in reports]
         origin_ns = min(t.start_ns for t in of_ranks)
