@@ -89,14 +89,27 @@ def run(
         return _plan(experiment)
     _refuse_missing_folders(("--json", json_file), ("--picture", picture), ("--lanes", lanes))
     _refuse_other_than_pictures(("--picture", picture), ("--lanes", lanes))
+    from service.store.home import open_home
+
+    return _measure(experiment, open_home(), json_file, picture, lanes, trace or lanes is not None)
+
+
+def _measure(
+    experiment: Any,
+    home: Any,
+    json_file: Path | None,
+    picture: Path | None = None,
+    lanes: Path | None = None,
+    trace: bool = False,
+    extra_environment: dict[str, Any] | None = None,
+) -> ExitCode:
+    """Runs, prints, publishes."""
     from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import SweepKilledError, run_sweep
-    from service.store.home import open_home
 
-    home = open_home()
     try:
-        result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace or lanes is not None)
+        result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace, extra_environment)
     except SweepKilledError as killed:
         _complain("killed", Exception(killed))
         return ExitCode.INFRASTRUCTURE
@@ -107,7 +120,7 @@ def run(
         from service.report.forest import draw_forest
 
         draw_forest(result, picture)
-    if trace or lanes is not None:
+    if trace:
         _write_traces(home, result, lanes)
     _publish(home, result.sweep_id)
     return _exit_code(result)
@@ -234,6 +247,73 @@ def _refuse_missing_folders(*options: tuple[str, Path | None]) -> None:
     for option, file in options:
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
+
+
+@app.command()
+@_exits
+def compare(
+    before: SweepArgument,
+    after: SweepArgument,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the changes there as JSON.")] = None,
+    any_hardware: Annotated[bool, typer.Option("--any-hardware", help="Also when the machines differ.")] = False,
+    from_mlflow: FromMlflowOption = False,
+) -> ExitCode:
+    """Judges what became of every arm's ratio between two sweeps, such as two revisions. Exits with 1 when one got worse."""
+    _refuse_missing_folders(("--json", json_file))
+    from experiments.names import Verdict
+    from service.judge.change import compare_sweeps
+    from service.report.change_table import change_lines, changes_json
+    from service.run.sweep import load_judged
+    from service.store.home import open_home
+    from service.store.source import open_sweep
+
+    home = open_home()
+    sweeps = []
+    for word in (before, after):
+        with open_sweep(home, word, from_mlflow) as source:
+            sweeps.append(load_judged(source.records, source.sweep_id))
+    changes = compare_sweeps(*sweeps)
+    from service.machine import differences, machine_of
+
+    other_hardware = differences(*(machine_of(sweep.result.environment) for sweep in sweeps))
+    if other_hardware and not any_hardware:
+        raise UserError(
+            f"SWEEP: other hardware ({'; '.join(other_hardware)}): with --any-hardware they are compared all the same"
+        )
+    print("\n".join(change_lines(changes, other_hardware)))
+    if json_file is not None:
+        json_file.write_text(changes_json(changes, other_hardware), encoding="utf-8")
+    if changes.has(Verdict.SLOWER):
+        return ExitCode.REGRESSION
+    return ExitCode.FINE if all(row.change is not None for row in changes.rows) else ExitCode.INVALID
+
+
+@app.command()
+@_exits
+def reproduce(
+    sweep: SweepArgument,
+    cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="Only this cell of it.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
+    from_mlflow: FromMlflowOption = False,
+) -> ExitCode:
+    """Runs the same again: the spec that the records hold, not the catalogue's."""
+    _refuse_missing_folders(("--json", json_file))
+    from service.environment import environment
+    from service.run.reproduction import drift, stored_spec
+    from service.store.home import open_home
+    from service.store.source import open_sweep
+
+    home = open_home()
+    with open_sweep(home, sweep, from_mlflow) as source:
+        sweep_id = source.sweep_id
+        experiment = stored_spec(source.records, sweep_id, cell)
+        then = source.records.sweep(sweep_id)["environment"]
+    print(f"reproducing {sweep_id}: {experiment.name}{f', cell {cell}' if cell else ''}, spec {experiment.spec_hash}")
+    for line in drift(then, environment()):
+        print(f"note: not as it was: {line}")
+    code = _measure(experiment, home, json_file, extra_environment={"reproduces": sweep_id})
+    print(f"side by side: cplab compare {sweep_id} last")
+    return code
 
 
 @app.command()

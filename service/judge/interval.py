@@ -33,21 +33,21 @@ class Interval:
 
 
 @lru_cache
-def t_quantile(confidence: float, degrees: int) -> float:
+def t_quantile(confidence: float, degrees: float) -> float:
     """Two-sided Student's t."""
     from scipy.stats import t  # 0.5 s to import: only a run that judges pays for it
 
     return float(t.ppf((1 + confidence) / 2, degrees))
 
 
-def two_sided_p(estimate: float, error: float, degrees: int) -> float:
+def two_sided_p(estimate: float, error: float, degrees: float) -> float:
     """The p-value of `estimate` being 0, by Student's t; 0 or 1 where the error is nothing."""
     if error == 0 or math.isinf(error):
         return 1.0 if estimate == 0 or math.isinf(error) else 0.0
     return 2 * one_sided_p(abs(estimate), error, degrees)
 
 
-def one_sided_p(estimate: float, error: float, degrees: int) -> float:
+def one_sided_p(estimate: float, error: float, degrees: float) -> float:
     """The p-value of `estimate` being at most 0, by Student's t; 0 or 1 where the error is nothing."""
     if error == 0 or math.isinf(error):
         return 0.0 if estimate > 0 and error == 0 else 1.0

@@ -60,6 +60,11 @@ def judge_sweep(records: Sequence[CellRecord], spec: ExperimentSpec) -> Judged:
     return Judged(cells, _check_aa(readings, spec), 1 - levels.difference)
 
 
+def evidence_in(record: CellRecord, spec: ExperimentSpec) -> dict[str, Evidence | None]:
+    """The evidence on every arm of a cell but the baseline, by name; nothing for an INVALID one."""
+    return _read(record, spec).evidence
+
+
 def is_decided(record: CellRecord, spec: ExperimentSpec, num_comparisons: int) -> bool:
     """Whether a cell needs no further launch: every arm's verdict stands, or its interval is as narrow as asked.
 

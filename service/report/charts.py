@@ -89,8 +89,9 @@ def _forest(
     # A few wide intervals must not squeeze all others into a dot: they go off the axis as arrows.
     low = max(min(ratio.low for *_, ratio in rows), 0.7 * min(estimates))
     high = min(max(ratio.high for *_, ratio in rows), 1.4 * max(estimates))
-    axis = ratio_axis(low, high, label)
-    band = (axis.place_pct(1 - indifference_pct / 100), axis.place_pct(1 + indifference_pct / 100)) if indifference_pct else None
+    band_share = indifference_pct / 100
+    axis = ratio_axis(min(low, 1 - band_share), max(high, 1 + band_share), label)
+    band = (axis.place_pct(1 - band_share), axis.place_pct(1 + band_share)) if band_share else None
     drawn = tuple(ForestRow(cell, name, verdict, ratio, whisker(ratio, axis)) for cell, name, verdict, ratio in rows)
     return Forest(axis, band, axis.place_pct(1), drawn, tuple(missing))
 
@@ -129,7 +130,7 @@ def account_charts(result: SweepResult) -> list[AccountChart]:
             continue
         longest = max(max(a.total_us.estimate, a.ideal_us.estimate) for _, a in accounts)
         reach = max((a.total_us.high for _, a in accounts if a.total_us.high <= 1.3 * longest), default=longest)
-        axis = linear_axis(0.0, max(longest, reach), "time of one pass, us per layer")
+        axis = linear_axis(0.0, max(longest, reach), "time of one pass, us per layer", 4)
         bars = tuple(
             AccountBar(
                 arm,

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.names import SweepStatus
 from service.judge.interval import Interval
+from service.judge.results import ArmResult
 from service.report.charts import aa_forest, account_charts, forest, speed_panels
 from service.report.dossier import Dossier
 from service.report.provenance import (
@@ -21,6 +22,7 @@ from service.report.provenance import (
     placements,
     progress,
     verdict_counts,
+    when,
 )
 from service.report.table import aa_words, bounds, caveats, hardware, percent, verdict_words
 
@@ -71,6 +73,8 @@ def _template() -> Any:
     env.filters |= {
         "bounds": bounds,
         "verdict": verdict_words,
+        "why": why_unresolved,
+        "when": when,
         "percent": percent,
         "us": lambda value: number(value, 1.0),
         "ms": lambda value: number(value, 1e-3),
@@ -79,6 +83,14 @@ def _template() -> Any:
         "share_interval": lambda interval: spread(interval, 100.0, " %") if interval is not None else "",
     }
     return env.get_template("page.html.j2")
+
+
+def why_unresolved(arm: ArmResult) -> str:
+    """What kept a verdict away, and always the effect that would have been seen."""
+    if arm.comparison is None:
+        return arm.reason
+    detectable = f"detectable effect: {number(arm.comparison.detectable_pct)} %"
+    return f"{arm.reason}; {detectable}" if arm.comparison.ratio.excludes(1) else detectable
 
 
 def number(value: float | None, scale: float = 1.0) -> str:

@@ -123,6 +123,11 @@ def differences(result: SweepResult) -> list[str]:
     ]
 
 
+def when(utc: str) -> str:
+    """An ISO time as people write it."""
+    return utc.replace("T", " ").replace("+00:00", " UTC")
+
+
 def command(result: SweepResult) -> str:
     """The command as it was typed, for a shell."""
     return shlex.join(str(word) for word in result.environment.get("command", []))
@@ -138,5 +143,5 @@ def progress(dossier: Dossier) -> str:
     planned = f"{plan.launches}" if plan.last_launches == plan.launches else f"{plan.launches} to {plan.last_launches}"
     missing = sum(not cell.is_measured and not cell.is_invalid for cell in result.cells)
     more = f"; {missing} of {len(done)} cells have no measurement yet" if missing else ""
-    last = f"; the last block was recorded at {dossier.last_record_at}" if dossier.last_record_at else ""
+    last = f"; the last block was recorded at {when(dossier.last_record_at)}" if dossier.last_record_at else ""
     return f"{several} of {planned} planned launches of a cell are in the records{more}{last}"

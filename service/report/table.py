@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 from experiments.names import Regime
 from service.judge.interval import Interval
 from service.judge.results import AACheck, ArmResult, CellResult, SweepResult
@@ -101,6 +104,21 @@ def _of_the_time(result: SweepResult) -> list[str]:
     return lines
 
 
+def _shared_cores(result: SweepResult) -> list[str]:
+    """A line for every cp_size whose ranks outnumber the cores of a node."""
+    crowded: dict[int, tuple[int, int]] = {}
+    for launch in result.environment.get("launches", []):
+        ranks = launch["ranks"]
+        on_node = Counter(rank.get("node_id") for rank in ranks)
+        for rank in ranks:
+            if on_node[rank.get("node_id")] > rank.get("cores", math.inf):
+                crowded[launch["cp_size"]] = on_node[rank.get("node_id")], rank["cores"]
+    return [
+        f"cp_size {size}: {ranks} ranks shared a node of {cores} cores: right for behaviour, wrong for speed"
+        for size, (ranks, cores) in sorted(crowded.items())
+    ]
+
+
 def caveats(result: SweepResult) -> list[str]:
     """What a reader must know before believing a row."""
     lines = []
@@ -113,6 +131,7 @@ def caveats(result: SweepResult) -> list[str]:
         lines.append("simulated device: planted stage times on a virtual clock; nothing was measured")
     if any(cell.cell["device"] == "cpu" for cell in result.cells):
         lines.append("CPU ranks: says nothing about NCCL on GPUs")
+    lines += _shared_cores(result)
     if any(cell.cell["beyond_upstream"] for cell in result.cells):
         lines.append("several sequences under zigzag: beyond what upstream supports")
     lines += [*_of_the_time(result), *_planted(result)]

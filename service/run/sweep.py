@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from experiments.names import METHODOLOGY_VERSION, Device, SweepStatus
 from experiments.spec.cell import Cell
 from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
+from service.judge.change import JudgedSweep
 from service.judge.judging import is_decided, judge_sweep
 from service.judge.results import SweepResult
 from service.run.cluster import connect, refuse_if_too_small
@@ -60,8 +61,18 @@ def check(spec: ExperimentSpec) -> Expansion:
     return expansion
 
 
-def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None], trace: bool = False) -> SweepResult:
-    """Runs a spec on the cluster of this process; the result is computed from the records. `trace`: with a traced trial of every arm.
+def run_sweep(
+    spec: ExperimentSpec,
+    home: Home,
+    say: Callable[[str], None],
+    trace: bool = False,
+    extra_environment: Mapping[str, Any] | None = None,
+) -> SweepResult:
+    """Runs a spec on the cluster of this process; the result is computed from the records.
+
+    Args:
+        trace: With a traced trial of every arm.
+        extra_environment: Recorded with what is found out about the machine.
 
     Raises:
         UserError: Something that the user can mend; nothing was started.
@@ -79,7 +90,8 @@ def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None], trac
                 return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)
 
             import_paths = [str(Path.cwd())]
-            sweep_id = measure(spec, expansion, records, make_group, say, {"cluster": asdict(cluster)}, import_paths, trace)
+            extra = {"cluster": asdict(cluster), **(extra_environment or {})}
+            sweep_id = measure(spec, expansion, records, make_group, say, extra, import_paths, trace)
         return load_result(records, sweep_id)
     finally:
         records.close()
@@ -155,6 +167,18 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
         confidence=judged.confidence,
         methodology_version=row["methodology_version"],
     )
+
+
+def load_judged(records: Records, sweep_id: str) -> JudgedSweep:
+    """A sweep with its evidence, for a comparison with another.
+
+    Raises:
+        UserError: It still runs, or was measured under another methodology.
+    """
+    row = records.sweep(sweep_id)
+    if row["status"] == SweepStatus.RUNNING:
+        raise UserError(f"SWEEP: {sweep_id} is still running: compare it when it has ended")
+    return JudgedSweep(load_result(records, sweep_id), ExperimentSpec.model_validate(row["spec"]), records.cells(sweep_id))
 
 
 def new_sweep_id() -> str:

@@ -274,8 +274,11 @@ class Records:
         Raises:
             UserError: None or several.
         """
-        ids = [r["sweep_id"] for r in self._db.execute("SELECT sweep_id FROM sweep ORDER BY started_s DESC, sweep_id DESC")]
-        return choose_sweep(word, ids, "the records")
+        return choose_sweep(word, self._sweep_ids(), "the records")
+
+    def _sweep_ids(self) -> list[str]:
+        """Newest first."""
+        return [r["sweep_id"] for r in self._db.execute("SELECT sweep_id FROM sweep ORDER BY started_s DESC, sweep_id DESC")]
 
     def sweep(self, sweep_id: str) -> dict[str, Any]:
         """The sweep's row, JSON columns decoded.
@@ -285,7 +288,8 @@ class Records:
         """
         row = self._db.execute("SELECT * FROM sweep WHERE sweep_id=?", (sweep_id,)).fetchone()
         if row is None:
-            raise UserError(f"SWEEP: no sweep {sweep_id!r} in the records")
+            known = ", ".join(self._sweep_ids()[:5]) or "none"
+            raise UnknownSweepError(f"SWEEP: no sweep {sweep_id!r} in the records; the latest are: {known}")
         values = dict(row)
         for column in ("spec", "environment", "replay"):
             values[column] = json.loads(values[column]) if values[column] else None
