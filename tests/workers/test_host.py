@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -36,6 +38,27 @@ def test_a_launch_is_a_new_process(host):
     second = host.ask(Ping(), 30).pid
     assert first != second
     assert not psutil.pid_exists(first)
+
+
+def test_a_host_can_be_told_to_end_its_rank_while_it_launches_one(monkeypatch):
+    host, started, may_start = RankHost(), threading.Event(), threading.Event()
+    start = ForkServerProcess.start
+
+    def start_late(process):
+        started.set()
+        assert may_start.wait(30)
+        start(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start_late)
+    launching = threading.Thread(target=host.launch)
+    launching.start()
+    try:
+        assert started.wait(30)
+        host.kill()
+    finally:
+        may_start.set()
+        launching.join(60)
+        host.close()
 
 
 def test_a_rank_answers_its_own_mistakes(host):
