@@ -91,7 +91,7 @@ def test_a_frozen_rank_runs_out_of_time_and_can_be_ended(host):
 
 
 def test_a_living_rank_shows_its_stack(host):
-    assert "recv" in host.stack(3)
+    assert "_serve" in host.stack(3)  # on a busy machine it may still be sending its first answer
 
 
 def test_nothing_launched_is_said(host):
