@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_accounting --folder DIR [--rates 10 20 40 80 160] [--launches 6] [--publish]
 
-Needs root, `ip` and `tc`; under 6 minutes on 2 cores. At each rate, and once unshaped, two ranks in two network namespaces run `serial`
+Needs root, `ip` and `tc`, and a quiet machine for some minutes. At each rate, and once unshaped, two ranks in two network namespaces run `serial`
 and `overlap_rotate` over gloo; recorded and judged as any sweep. `hidden_ideal` - `hidden` is by definition (tax + contention) / G, and T(a) =
 ideal + tax + contention holds whatever was measured; so what can fail is asked of figures that come from other trials:
 
