@@ -31,34 +31,8 @@ SetOption = Annotated[
 ]
 
 
-def _exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
-    """Turns results and failures into exit codes: one line on stderr, never a traceback for what a user can mend."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except UserError as error:
-            _complain("error", error)
-            code = ExitCode.USER_ERROR
-        except InfrastructureError as error:
-            _complain("failed", error)
-            code = ExitCode.INFRASTRUCTURE
-        except Exception as error:  # a bug of ours, a full disk: never exit code 1, which says "regression"
-            traceback.print_exc()
-            _complain("failed", error)
-            code = ExitCode.INFRASTRUCTURE
-        raise typer.Exit(int(code))
-
-    return run
-
-
-def _complain(word: str, error: Exception) -> None:
-    print(f"cplab: {word}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-
-
 @app.command("list")
-@_exits
+@exits
 def list_experiments() -> ExitCode:
     """The catalogue."""
     from experiments import catalogue
@@ -69,7 +43,7 @@ def list_experiments() -> ExitCode:
 
 
 @app.command()
-@_exits
+@exits
 def run(
     spec: SpecArgument,
     overrides: SetOption = None,
@@ -111,7 +85,7 @@ def _measure(
     try:
         result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace, extra_environment)
     except SweepKilledError as killed:
-        _complain("killed", Exception(killed))
+        complain("killed", Exception(killed))
         return ExitCode.INFRASTRUCTURE
     if json_file is not None:
         json_file.write_text(result_json(result))
@@ -188,7 +162,7 @@ def _publish(home: Any, sweep_id: str) -> bool:
         published = publish(records, sweep_id, load_result(records, sweep_id), home)
     except Exception as error:  # whatever ails a tracker, the measurement stands
         known = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
-        _complain("warning", Exception(f"not published, `cplab sync` does it later: {known}"))
+        complain("warning", Exception(f"not published, `cplab sync` does it later: {known}"))
         return False
     finally:
         records.close()
@@ -201,7 +175,7 @@ FromMlflowOption = Annotated[bool, typer.Option("--from-mlflow", help="Read MLfl
 
 
 @app.command()
-@_exits
+@exits
 def report(
     sweep: SweepArgument,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the page there.")] = None,
@@ -250,7 +224,7 @@ def _refuse_missing_folders(*options: tuple[str, Path | None]) -> None:
 
 
 @app.command()
-@_exits
+@exits
 def compare(
     before: SweepArgument,
     after: SweepArgument,
@@ -289,7 +263,7 @@ def compare(
 
 
 @app.command()
-@_exits
+@exits
 def reproduce(
     sweep: SweepArgument,
     cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="Only this cell of it.")] = None,
@@ -317,7 +291,7 @@ def reproduce(
 
 
 @app.command()
-@_exits
+@exits
 def sync() -> ExitCode:
     """Publishes to MLflow what an earlier run could not."""
     from service.store.home import open_home
@@ -334,7 +308,7 @@ def sync() -> ExitCode:
 
 
 @app.command()
-@_exits
+@exits
 def dashboard(port: Annotated[int, typer.Option(help="Port on loopback.", min=1, max=65535)] = 5000) -> ExitCode:
     """Serves MLflow on loopback over what has been published."""
     from service.store.dashboard import serve
@@ -345,7 +319,7 @@ def dashboard(port: Annotated[int, typer.Option(help="Port on loopback.", min=1,
 
 
 @app.command()
-@_exits
+@exits
 def doctor() -> ExitCode:
     """Looks for what would stop a run, or spoil its numbers."""
     from service.doctor import Level, examine

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BLUE, GREEN, GREY = "#0b5cad", "#1a7f37", "#57606a"
 BEYOND = 3.0
 """Where `unshaped` stands: this many times the highest rate."""
+MARGIN = 1.3
 SHARES_PERCENT = (-25, 175)
 """The frame of the measured shares: an interval that bounds little leaves it, and would hide the others if it did not."""
 
@@ -69,6 +70,7 @@ def draw_accounting(
         axes.set_xscale("log")
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.minorticks_off()
+        axes.set_xlim(min(ticks) / MARGIN, max(ticks) * MARGIN)
         axes.set_xlabel("link rate, Mbit/s in each direction", fontsize=9)
         axes.grid(linewidth=0.3)
         axes.legend(fontsize=8)
