@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 from experiments.errors import UserError
-from service.errors import ExitCode, InfrastructureError
+from service.calibrate import commands as calibrate
+from service.errors import ExitCode
+from service.exits import complain, exits
 
-P = ParamSpec("P")
 app = typer.Typer(
     name="cplab",
     help="Verdicts on how context-parallel ranks order communication and computation.",
@@ -22,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(calibrate.app)
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 

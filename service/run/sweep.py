@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from service.judge.change import JudgedSweep
 from service.judge.judging import is_decided, judge_sweep
 from service.judge.results import SweepResult
 from service.run.cluster import connect, refuse_if_too_small
-from service.run.controller import Controller
+from service.run.controller import Controller, Observer
 from service.run.observers import RecordsObserver, progress
 from service.run.rank_group import RankGroup
 from service.store.home import Home
@@ -106,8 +107,9 @@ def measure(
     extra_environment: dict[str, Any],
     import_paths: list[str],
     trace: bool = False,
+    watch: Callable[[int], AbstractContextManager[Observer]] = progress,
 ) -> str:
-    """Measures every cell on groups from `make_group`, into the records; the sweep's id.
+    """Measures every cell on groups from `make_group`, into the records; the sweep's id. `watch` makes who shows the progress.
 
     Raises:
         SweepKilledError: The sweep is marked KILLED, and what was measured is kept.
@@ -126,7 +128,7 @@ def measure(
     observers = [RecordsObserver(records, sweep_id)]
     controller = Controller(spec, expansion.cells, make_group, observers, import_paths=import_paths, decided=decided, trace=trace)
     try:
-        with _signals_raise(), progress(len(controller.tasks)) as watcher:
+        with _signals_raise(), watch(len(controller.tasks)) as watcher:
             controller.add_observer(watcher)
             controller.run()
     except SweepKilledError as killed:

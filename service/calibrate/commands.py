@@ -1,0 +1,164 @@
+"""`cplab calibrate`: what the method itself errs by, on the machine at hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.errors import UserError
+from service.errors import ExitCode
+from service.exits import exits
+
+if TYPE_CHECKING:
+    from experiments.spec.experiment import ExperimentSpec
+    from service.calibrate.study import Plan
+    from service.run.rank_group import RankGroup
+
+app = typer.Typer(
+    name="calibrate", help="Measures what the method itself errs by: false alarms, power, coverage, rivals.", no_args_is_help=True
+)
+
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="FILE", help="Recordings go there, one line each; a repeat goes on where it stopped.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study's cell.")]
+PlainOption = Annotated[bool, typer.Option("--plain", help="Ranks as plain processes of this one, without Ray.")]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Recordings of `calibrate aa` and `calibrate power`.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of the first comparison; the others count on.")]
+
+
+@app.command()
+@exits
+def aa(
+    out: OutOption,
+    comparisons: Annotated[int, typer.Option(help="Comparisons of equal arms.", min=1)] = 200,
+    loaded: Annotated[bool, typer.Option("--loaded", help="Beside a process that loads one core in bursts.")] = False,
+    seed: SeedOption = 1,
+    overrides: SetOption = None,
+    plain: PlainOption = False,
+) -> ExitCode:
+    """Equal arms under two names, again and again: how often is a difference claimed?"""
+    from service.calibrate.neighbour import Neighbour
+    from service.calibrate.study import Plan
+
+    plans = [Plan("aa", seed + i, 0.0, loaded) for i in range(comparisons)]
+    with Neighbour(seed) if loaded else contextlib.nullcontext():
+        _run(plans, out, overrides or [], plain)
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
+def power(
+    out: OutOption,
+    planted_pct: Annotated[float, typer.Option(help="The slow-down, per cent of the baseline's time.", min=0.01, max=100)] = 5.0,
+    comparisons: Annotated[int, typer.Option(help="Comparisons.", min=1)] = 40,
+    seed: SeedOption = 100_001,
+    overrides: SetOption = None,
+    plain: PlainOption = False,
+) -> ExitCode:
+    """One arm slower by a planted wait: how often is it found, and how fast?"""
+    from service.calibrate.study import Plan
+
+    _run([Plan("power", seed + i, planted_pct) for i in range(comparisons)], out, overrides or [], plain)
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
+def coverage(
+    comparisons: Annotated[int, typer.Option(help="Simulated comparisons of each noise model.", min=1)] = 2000,
+    first: Annotated[int, typer.Option(help="Launches before the first look.", min=5)] = 8,
+    last: Annotated[int, typer.Option(help="Most launches.", min=5)] = 20,
+    effect_pct: Annotated[float, typer.Option(help="The true effect, per cent.", min=-50, max=100)] = 3.0,
+) -> ExitCode:
+    """Simulated noise with a known truth: how often does the interval hold it, and how wide is it?"""
+    from service.calibrate.simulation import MODELS
+    from service.calibrate.simulation import coverage as simulate
+    from service.judge.looks import Looks
+
+    if last < first:
+        raise UserError(f"--last is {last}, fewer than --first ({first})")
+    print(f"{comparisons} comparisons each, true effect {effect_pct:g} %, looks after {Looks(first, last).planned} launches")
+    print("| noise | interval holds the truth | width / oracle | width / fixed-n t | launches |\n|---|---|---|---|---|")
+    for name in MODELS:
+        c = simulate(name, comparisons, Looks(first, last), effect_pct, indifference_pct=1.0)
+        print(f"| {name} | {c.holds.words} | {c.width:.2f} | {c.width_t:.2f} | {c.launches:g} |", flush=True)
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
+def summary(
+    files: FilesArgument,
+    indifference_pct: Annotated[float, typer.Option(help="The band of the rule.", min=0, max=50)] = 1.0,
+    reruns: Annotated[int, typer.Option(help="Comparisons put together anew from the recorded launches.", min=0)] = 10_000,
+) -> ExitCode:
+    """Error rates, power and rivals, from recordings."""
+    from service.calibrate.recording import read
+    from service.calibrate.tables import alarms_table, power_table, rivals_table
+
+    recordings = list(read(files))
+    if not recordings:
+        raise UserError("FILE: no recordings in these files")
+    print(alarms_table(recordings, reruns, indifference_pct))
+    print(power_table(recordings))
+    print(rivals_table(recordings, indifference_pct))
+    return ExitCode.FINE
+
+
+def _run(plans: list[Plan], out: Path, overrides: list[str], plain: bool) -> None:
+    """Makes the comparisons that the file does not hold yet."""
+    from service.calibrate.recording import read, write
+    from service.calibrate.study import Study, study_spec
+    from service.store.home import open_home
+    from service.store.records import Records
+
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out: no folder at {str(out.absolute().parent)!r}")
+    spec = study_spec(overrides, 0, 0.0)
+    done = {(r.kind, r.seed, r.planted_pct, r.loaded) for r in read([out])} if out.exists() else set()
+    left = [p for p in plans if (p.kind, p.seed, p.planted_pct, p.is_loaded) not in done]
+    print(f"{len(plans) - len(left)} of {len(plans)} comparisons are in {out}")
+    records = Records(open_home().records)
+    try:
+        with _group(plain, spec) as group:
+            study = Study(records, group, overrides)
+            for number, plan in enumerate(left, 1):
+                made = study.compare(plan)
+                write(made, out)
+                low, high = made.ratio[1:]
+                print(
+                    f"{number}/{len(left)}: {made.verdict} {made.ratio[0]:.4f} [{low:.4f}, {high:.4f}], {len(made.launches)} launches, "
+                    f"{made.inside_s:.1f} s inside them, {made.starting_s:.1f} s starting them",
+                    flush=True,
+                )
+    finally:
+        records.close()
+
+
+@contextlib.contextmanager
+def _group(plain: bool, spec: ExperimentSpec) -> Iterator[RankGroup]:
+    from service.calibrate.study import lasting
+
+    (cp_size,) = spec.cells.cp_size
+    if plain:
+        from service.run.local_ranks import local_group
+
+        with lasting(local_group(cp_size)) as group:
+            yield group
+        return
+    from service.run.cluster import connect, refuse_if_too_small
+    from service.run.ray_ranks import ray_group
+
+    with connect() as cluster:
+        print(cluster.words)
+        refuse_if_too_small(cluster, spec.cells.cp_size, spec.placement.cpus_per_rank)
+        with lasting(ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)) as group:
+            yield group

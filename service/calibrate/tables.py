@@ -1,0 +1,55 @@
+"""Recordings as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.calibrate.error_rates import false_alarms, power_curve, rerun
+from service.calibrate.recording import Recording
+from service.calibrate.rivals import compare_rivals
+
+PLANTED_PCT = 5.0
+"""The effect that the rivals have to find."""
+
+
+def alarms_table(recordings: Sequence[Recording], reruns: int, indifference_pct: float) -> str:
+    """False alarms, quiet and beside a neighbour, as judged when measured and with the rule run again."""
+    lines = ["| A/A comparisons | interval excludes 1 | FASTER or SLOWER beyond the band | SAME |", "|---|---|---|---|"]
+    for words, is_loaded in (("quiet", False), ("beside a neighbour", True)):
+        equal = [r for r in recordings if r.kind == "aa" and r.loaded is is_loaded]
+        if not equal:
+            continue
+        rows = [(words, false_alarms(equal))]
+        if reruns:
+            rows.append((f"{words}, rule run again on the recorded launches", rerun(equal, reruns, indifference_pct)))
+        lines += [f"| {name} | {found.excluding.words} | {found.claims.words} | {found.same.words} |" for name, found in rows]
+    return "\n".join(lines) + "\n"
+
+
+def power_table(recordings: Sequence[Recording]) -> str:
+    """What was found of what was planted."""
+    points = power_curve([r for r in recordings if r.kind == "power"])
+    lines = [
+        "| planted | found (SLOWER) | interval holds the planted ratio | smallest effect to be seen | launches | inside them | starting them |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {p.planted_pct:g} % | {p.found.words} | {p.covered.words} | {p.detectable_pct:.2f} % "
+        f"| {p.launches:g} | {p.inside_s:.1f} s | {p.starting_s:.1f} s |"
+        for p in points
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rivals_table(recordings: Sequence[Recording], indifference_pct: float) -> str:
+    """The service's rule beside what people use, on the same quiet samples."""
+    equal = [r for r in recordings if r.kind == "aa" and not r.loaded]
+    slower = [r for r in recordings if r.kind == "power" and r.planted_pct == PLANTED_PCT]
+    if not equal or not slower:
+        return f"no table of rivals: it takes quiet A/A recordings ({len(equal)}) and such with {PLANTED_PCT:g} % planted ({len(slower)})\n"
+    lines = [f"| rule | false alarms | {PLANTED_PCT:g} % found | launches | seconds of trials |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row.name} | {row.false_alarms.words} | {row.found.words} | {row.launches:g} | {row.trials_s:.2f} |"
+        for row in compare_rivals(equal, slower, indifference_pct)
+    ]
+    return "\n".join(lines) + "\n"
