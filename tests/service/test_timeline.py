@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -42,13 +42,15 @@ def traces(cp_size=2, simulation=LONG_GATHER, arms=BOTH_ARMS, scope=Scope.QK) ->
     return reports
 
 
-def cell_of(arms=BOTH_ARMS) -> CellResult:
-    def result(name: str, arm: ArmSpec) -> ArmResult:
-        latency = Latency(65_551.0, 70_000.0, 80_000.0, 60_000.0)
-        return ArmResult(name, arm.model_dump(mode="json"), {}, None, False, "", None, latency, 3905.0, None, None, 80)
+def cell_of(arms=BOTH_ARMS, regime="drained", num_steps=1) -> CellResult:
+    """A measured cell, as far as a picture of it asks."""
 
-    results = tuple(result(name, arm) for name, arm in arms.items())
-    return CellResult({"label": "a cell"}, results, (), "", {}, 5, "gloo", None, None, None, (), None)
+    def known(kind, **values):
+        return kind(**{field.name: None for field in fields(kind)} | values)
+
+    latency = known(Latency, p50_us=65_551.0)
+    results = [known(ArmResult, arm=name, factors=arm.model_dump(mode="json"), latency=latency) for name, arm in arms.items()]
+    return known(CellResult, cell={"label": "a cell", "regime": regime, "num_steps": num_steps}, arms=tuple(results), faults=())
 
 
 def events_of(reports: list[TraceReport]) -> list[dict]:
@@ -178,9 +180,8 @@ def test_no_words_of_the_picture_overlap(cp_size, simulation, arms, scope):
     assert_readable(picture(traces(cp_size, simulation, arms, scope), arms))
 
 
-def picture(reports, arms=BOTH_ARMS, regime="drained", num_steps=1):
-    cell = replace(cell_of(arms), cell={"label": "a cell", "regime": regime, "num_steps": num_steps})
-    return lanes_figure(cell, reports, "what was run\nwhere")
+def picture(reports, arms=BOTH_ARMS, **cell):
+    return lanes_figure(cell_of(arms, **cell), reports, "what was run\nwhere")
 
 
 def assert_readable(figure):
