@@ -36,9 +36,9 @@ def white(rng: np.random.Generator, launches: int, trials: int) -> Array:
 
 def drift(rng: np.random.Generator, launches: int, trials: int) -> Array:
     """Times that grow or shrink steadily by up to 30 % over the comparison (heat, a filling cache)."""
-    total = rng.uniform(-0.3, 0.3)
-    ramp: Array = np.linspace(0, total, launches * trials)
-    return white(rng, launches, trials) + ramp.reshape(launches, trials)
+    ramp: Array = np.linspace(0, rng.uniform(-0.3, 0.3), launches * trials)
+    ramp += white(rng, 1, launches * trials)[0]
+    return ramp.reshape(launches, trials)
 
 
 def steps(rng: np.random.Generator, launches: int, trials: int) -> Array:

@@ -46,7 +46,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def connect() -> Iterator[Cluster]:
-    """Connects for the time of a run. A cluster of our own has as many CPUs as this machine and never pretends to more.
+    """Connects for the time of a run. A cluster of our own has the cores that this process may use.
 
     Raises:
         UserError: RAY_ADDRESS cannot be reached, the token is missing or wrong, or a remote driver has no explicit CPLAB_HOME.
@@ -74,6 +74,7 @@ def connect() -> Iterator[Cluster]:
         else:
             ray.init(
                 address="local",
+                num_cpus=len(os.sched_getaffinity(0)),  # Ray counts the machine's, whatever of it this process may use
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,

@@ -18,9 +18,8 @@ class LocalRank:
     def __init__(self) -> None:
         self._host = RankHost()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="local-rank")
-        self.where = Whereabouts(
-            "local", socket.gethostname(), "127.0.0.1", "lo", os.cpu_count() or 1, os.getpid(), os.getpriority(os.PRIO_PROCESS, 0)
-        )
+        cores, niceness = len(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)
+        self.where = Whereabouts("local", socket.gethostname(), "127.0.0.1", "lo", cores, os.getpid(), niceness)
 
     def launch(self, import_paths: Sequence[str]) -> Future[int]:
         return self._threads.submit(self._host.launch, tuple(import_paths))
