@@ -9,9 +9,9 @@ import time
 
 import torch
 
+from experiments.spec.cell import FILLER_BYTES
+
 GEMM_SIZE = 64
-TRAFFIC_FLOATS = 1 << 22
-"""16 MiB, in slices: more than a core's caches keep."""
 SLICE_FLOATS = 1 << 13
 CALIBRATION_RUNS = 7
 
@@ -23,7 +23,7 @@ class Filler:
         """Calibrates, which takes some tens of the wanted time."""
         self._left, self._right = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
         self._product = torch.empty(GEMM_SIZE, GEMM_SIZE)
-        self._source = torch.zeros(TRAFFIC_FLOATS // SLICE_FLOATS, SLICE_FLOATS)
+        self._source = torch.zeros(FILLER_BYTES // 4 // SLICE_FLOATS, SLICE_FLOATS)
         self._target = torch.empty(SLICE_FLOATS)
         self._next_slice = 0
         self.units = 16

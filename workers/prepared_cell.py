@@ -340,7 +340,7 @@ class PreparedCell:
         wait_us: float = 0.0,
         fill: Callable[[], None] | None = None,
     ) -> LayersMade:
-        """As many layers as there are exchanges, one on what the other made; between them no lane waits for more than the schedule says."""
+        """As many layers as there are exchanges, each on what the one before it made; no rank waits between them but in its gathers."""
         fault, filler_us = None, 0.0
         for number, exchange in enumerate(exchanges):
             layer, cache = self.layers[number], caches[number] if caches is not None else None

@@ -16,6 +16,8 @@ from experiments.workload.step import Workload
 
 KEY_BYTES = 256
 """One bf16 index key on the wire."""
+FILLER_BYTES = 1 << 24
+"""What the copies of a filler go through: more than a core's caches keep."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Cell:
         return self.fabric.kind is FabricKind.EMULATED
 
     def bytes_per_rank(self, num_inputs: int) -> int:
-        """Estimate of a rank's tensors for the largest step: weights, inputs, q in its stages, keys, and the prefix's cache."""
+        """Estimate of a rank's tensors for the largest step: every layer's weights, keys and cache, inputs, q in its stages, a filler's copies."""
         dims = self.dims
         widest = max(self.steps, key=lambda step: step.new_tokens)
         local = -(-widest.new_tokens // self.cp_size)
@@ -109,7 +111,8 @@ class Cell:
         queries = local * heads * (2 + 2 + 4 + 4)
         # Of each layer: the packed cache, the destination, and the right keys of every input set; one buffer of the wire for all.
         keys = widest.kv_tokens * CACHE_BYTES_PER_TOKEN + (num_inputs + 1) * widest.new_tokens * KEY_BYTES
-        return self.layers * (weights + keys) + inputs + queries + widest.new_tokens * KEY_BYTES
+        filler = FILLER_BYTES if self.filler_us else 0
+        return self.layers * (weights + keys) + inputs + queries + widest.new_tokens * KEY_BYTES + filler
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -102,7 +102,7 @@ def test_ranks_that_do_not_fit_are_refused_with_what_there_is(tmp_path):
 def test_a_plan_starts_nothing(tmp_path):
     done = cplab("run", "overlap_vs_baseline", "--plan", home=tmp_path / "never")
     assert done.returncode == 0
-    assert done.stdout.count("ranks,") == 24
+    assert done.stdout.count("ranks,") == 48
     assert "MiB a rank" in done.stdout
     assert not (tmp_path / "never").exists()
 

@@ -14,6 +14,7 @@ from service.judge.samples import launch_time_us, reduce_trials
 from service.report.table import caveats
 from service.run.preview import preview
 from service.run.sweep import load_result
+from service.store.planned_run import plan_runs
 from tests.service.planted import trials
 from tests.service.synthetic import home_in, make_spec, make_sweep
 
@@ -105,3 +106,42 @@ def test_the_plan_counts_the_layers_of_a_chain():
         "the last rank starts 100 us late",
     )
     assert drained.notes == ("emulated link",)
+
+
+def test_mlflow_names_what_is_not_at_rest(tmp_path):
+    """Skew and filler are tags and params where a cell has them, and clutter nothing where none does."""
+    spec = streaming_spec(filler_us=[0, 300], skew_us=50, fabric="process_group")
+    records, result = make_sweep(home_in(tmp_path), spec)
+    runs = {(run.cell_id, run.arm): run for run in plan_runs(records.sweep(result.sweep_id), spec, result, {})}
+    plain, filled = (runs[cell.cell["cell_id"], "overlapped"] for cell in result.cells)
+    summary = runs["", ""]
+    assert {run.tags["regime"] for run in runs.values()} == {"streaming"}
+    assert (plain.tags["skew_us"], filled.tags["skew_us"], summary.tags["skew_us"]) == ("50", "50", "50")
+    assert "filler_us" not in plain.tags
+    assert (filled.tags["filler_us"], filled.params["filler_us"], summary.tags["filler_us"]) == ("300", "300", "0,300")
+    assert filled.params["planted_wait_us"] == "0.0"
+    assert "speed/tok_s" in plain.metrics
+    assert "speed/tok_s" not in filled.metrics
+    assert plain.metrics["gather/latest_us"] == max(result.cells[0].lateness_us)
+    assert "host_bound" not in plain.tags
+    records.close()
+    others, quiet = make_sweep(home_in(tmp_path / "quiet"), make_spec())
+    for run in plan_runs(others.sweep(quiet.sweep_id), make_spec(), quiet, {}):
+        assert not {"skew_us", "filler_us"} & {*run.tags, *run.params}
+    others.close()
+
+
+def test_a_host_bound_arm_says_so(tmp_path):
+    spec = make_spec()
+    records, result = make_sweep(home_in(tmp_path), spec)
+    arms = tuple(replace(arm, host_bound=arm.arm == "overlapped") for arm in result.cells[0].arms)
+    bound = replace(result, cells=(replace(result.cells[0], arms=arms), *result.cells[1:]))
+    assert any(line.startswith("host bound") and f"overlapped in {result.cells[0].label}" in line for line in caveats(bound))
+    assert not any(line.startswith("host bound") for line in caveats(result))
+    runs = {
+        run.arm: run
+        for run in plan_runs(records.sweep(result.sweep_id), spec, bound, {})
+        if run.cell_id == bound.cells[0].cell["cell_id"]
+    }
+    assert (runs["baseline"].tags["host_bound"], runs["overlapped"].tags["host_bound"]) == ("false", "true")
+    records.close()

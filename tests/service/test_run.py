@@ -101,6 +101,19 @@ def test_a_broken_schedule_is_invalid_shows_no_speed_and_exits_3(tmp_path):
         assert arm["tokens_per_s"] is None
 
 
+def test_a_chain_that_is_wrong_between_layers_is_invalid_and_a_right_one_is_not(tmp_path):
+    """One sweep, both regimes: the mutant is right in every layer by itself, so only the chain finds it out."""
+    regimes = ["--set", "cells.regime=[drained,streaming]", "--set", "chain.layers=3", "--set", "cells.fabric=process_group"]
+    broken = ["--set", "arms.overlapped.schedule=tests.workers.mutants_of_chain:starts_layers_early"]
+    done = cplab("run", "quickstart", *SMALL, *regimes, *broken, "--json", str(tmp_path / "out.json"), home=tmp_path)
+    assert done.returncode == ExitCode.INVALID, done.stderr
+    drained, streaming = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert drained["valid"]
+    assert (streaming["regime"], streaming["layers"], streaming["valid"]) == ("streaming", 3, False)
+    assert {fault["arm"] for fault in streaming["faults"]} == {"overlapped"}
+    assert "last of 3 layers" in done.stdout
+
+
 def test_a_schedule_that_raises_is_invalid_too(tmp_path):
     done = cplab("run", "quickstart", *SMALL, "--set", "arms.overlapped.schedule=tests.workers.mutants:raises", home=tmp_path)
     assert done.returncode == ExitCode.INVALID

@@ -63,7 +63,7 @@ def test_filler_and_skew_and_several_steps_change_no_bit(pair, fabric):
         ("joins_a_layer_late", "layer 0: returned without joining"),
         ("reuses_a_buffer_that_is_still_written", "last of 3 layers"),
         ("sends_a_buffer_that_the_next_layer_overwrites", "last of 3 layers"),
-        ("swaps_layers", "last of 3 layers"),
+        ("starts_layers_early", "last of 3 layers"),
     ],
 )
 def test_what_is_wrong_between_layers_is_caught_before_and_while_it_is_timed(pair, mutant, says):

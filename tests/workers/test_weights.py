@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 from experiments.errors import SpecError
 from experiments.spec.dims import DimsSpec
+from experiments.spec.experiment import ExperimentSpec
 from experiments.spec.weights import WeightsSpec
+from service.run.sweep import check
 from tests.conftest import make_cell
 from tests.workers.asking import faults, prepare
 from workers.indexer.weights import checkpoint_weights, seeded_weights
@@ -67,6 +69,38 @@ def test_a_checkpoint_is_dequantised_block_by_block(checkpoint, indexed):
 def test_ranks_run_on_a_checkpoint(pair, checkpoint):
     prepare(pair, make_cell(dims=DIMS), weights=WeightsSpec(checkpoint=str(checkpoint), layer=3))
     assert faults(pair) == []
+
+
+def with_another_layer(checkpoint, seed):
+    """Layer 4 beside the fixture's layer 3, in files without an index."""
+    weights = seeded_weights(DIMS, seed)
+    tensors = {f"{name}.weight": getattr(weights, name) for name in ("wq_b", "wk", "weights_proj")}
+    tensors |= {"k_norm.weight": weights.k_norm_weight, "k_norm.bias": weights.k_norm_bias}
+    save_file({f"{PREFIX.replace('3', '4')}{name}": t for name, t in tensors.items()}, checkpoint / "model-00003.safetensors")
+    (checkpoint / "model.safetensors.index.json").unlink()
+
+
+def test_a_chain_runs_on_the_layers_that_follow(pair, checkpoint):
+    with_another_layer(checkpoint, 6)
+    request = WeightsSpec(checkpoint=str(checkpoint), layer=3)
+    prepare(pair, make_cell(dims=DIMS, layers=2), weights=request)
+    assert faults(pair) == []
+
+
+def test_a_chain_beyond_the_checkpoint_is_refused_before_anything_starts(checkpoint):
+    values = {
+        "name": "chained",
+        "dims": DIMS.model_dump(),
+        "workload": {"kind": "grid", "new_tokens": 64},
+        "cells": {"cp_size": 2, "fabric": "process_group", "regime": "streaming"},
+        "arms": {"baseline": {}, "overlapped": {"schedule": "overlap_rotate"}},
+        "weights": {"checkpoint": str(checkpoint), "layer": 3},
+        "chain": {"layers": 2},
+    }
+    with pytest.raises(SpecError, match=r"weights\.layer.*layers\.4"):
+        check(ExperimentSpec.model_validate(values))
+    with_another_layer(checkpoint, 6)
+    assert len(check(ExperimentSpec.model_validate(values)).cells) == 1
 
 
 def test_missing_things_are_named(checkpoint, tmp_path):
