@@ -209,6 +209,15 @@ def test_speed_over_sizes_when_there_is_one_length(tmp_path: Path) -> None:
     assert speed.count("<circle") == 3 * 2 + 2  # the points of two arms, and their marks in the key
 
 
+def test_panels_name_what_varies_between_them(tmp_path: Path) -> None:
+    workload = {"kind": "grid", "new_tokens": [64, 128], "prefix_tokens": [0, 64]}
+    records, result = make_sweep(home_in(tmp_path), make_spec(2, workload=workload))
+    speed = between(page_of(records, result.sweep_id), "speed", "account")
+    links = ("process_group", "emulated_20mbit")
+    titles = re.findall(r"<h3>(.*?)</h3>", speed)
+    assert titles == [f"prefix_tokens {prefix}, {link}" for prefix in (0, 64) for link in links]
+
+
 def test_a_projection_names_its_source_and_that_it_is_small(tmp_path: Path) -> None:
     records, result = make_sweep(home_in(tmp_path), make_spec(2))
     layer = Layer(1e6, "profile of a planted layer, H200, 2026-11", 61, 5000.0)
