@@ -211,7 +211,7 @@ def test_speed_over_sizes_when_there_is_one_length(tmp_path: Path) -> None:
 
 
 def test_the_headline_keeps_fabrics_and_regimes_apart(tmp_path: Path) -> None:
-    records, result = make_sweep(home_in(tmp_path), make_spec(4), invalid=[3])
+    _, result = make_sweep(home_in(tmp_path), make_spec(4), invalid=[3])
     assert [(f.arm, f.place) for f in findings(result)] == [("overlapped", "process_group"), ("overlapped", "emulated_20mbit")]
     real, emulated = findings(result)
     assert real.words.startswith("FASTER in 2 of 2 cells (time ratio 0.8")
