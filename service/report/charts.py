@@ -207,9 +207,16 @@ def speed_panels(result: SweepResult) -> list[SpeedPanel]:
     for members in groups.values():
         about = coordinates[members[0].label]
         panels.append(
-            SpeedPanel(", ".join(str(about[key]) for key in varied), x, y, tuple(_series(members, x_name, series_name, x, y)))
+            SpeedPanel(
+                ", ".join(_words(key, about[key]) for key in varied), x, y, tuple(_series(members, x_name, series_name, x, y))
+            )
         )
     return panels
+
+
+def _words(name: str, value: Any) -> str:
+    """A coordinate in a title: words speak for themselves, numbers need their name, which has the unit."""
+    return value if isinstance(value, str) else f"{name} {value:,g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _coordinates(cell: dict[str, Any]) -> dict[str, Any]:

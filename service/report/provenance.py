@@ -61,21 +61,24 @@ def launch_rows(dossier: Dossier) -> list[LaunchRow]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one arm came to on one fabric: the headline's line."""
+    """What one arm came to in one place: the headline's line."""
 
     arm: str
-    fabric: str
+    place: str
+    """The fabric, and the regime where there are several."""
     words: str
 
 
 def findings(result: SweepResult) -> list[Finding]:
-    """The verdicts of each arm, fabrics apart: what an emulated link says is no word about a real one."""
+    """The verdicts of each arm, fabrics and regimes apart: what an emulated link says is no word about a real one."""
+    regimes = {cell.cell["regime"] for cell in result.cells}
     groups: dict[tuple[str, str], list[tuple[CellResult, ArmResult]]] = defaultdict(list)
     for cell in result.cells:
         for arm in cell.arms:
             if arm.arm != BASELINE_ARM:
-                groups[(arm.arm, str(cell.cell["fabric_name"]))].append((cell, arm))
-    return [Finding(arm, fabric, "; ".join(_counted(pairs))) for (arm, fabric), pairs in groups.items()]
+                place = f"{cell.cell['fabric_name']}{', ' + cell.cell['regime'] if len(regimes) > 1 else ''}"
+                groups[(arm.arm, place)].append((cell, arm))
+    return [Finding(arm, place, "; ".join(_counted(pairs))) for (arm, place), pairs in groups.items()]
 
 
 def _counted(pairs: Sequence[tuple[CellResult, ArmResult]]) -> list[str]:

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from experiments import catalogue
 from experiments.errors import SpecError, UserError
 from experiments.names import METHODOLOGY_VERSION
@@ -40,24 +42,39 @@ def stored_spec(records: Records, sweep_id: str, cell_id: str | None = None) -> 
 
 def only_cell(spec: ExperimentSpec, cell_id: str) -> ExperimentSpec:
     """The spec with every axis cut down to the one value that `cell_id` has, whatever axes there are."""
-    content = spec.model_dump(mode="json")
-    for section in ("workload", "cells"):
-        for key, values in content[section].items():
-            if not isinstance(values, list) or len(values) < 2:
-                continue
-            for value in values:
-                candidate = copy.deepcopy(content)
-                candidate[section][key] = [value]
-                try:
-                    is_there = cell_id in _cell_ids(ExperimentSpec.model_validate(candidate))
-                except SpecError:  # this value alone goes with nothing
-                    continue
-                if is_there:
-                    content[section][key] = [value]
-                    break
-    narrowed = ExperimentSpec.model_validate(content)
-    assert _cell_ids(narrowed) == {cell_id}, f"{cell_id} is not one point of {spec.name}'s axes"
-    return narrowed
+    content: dict[str, Any] | None = spec.model_dump(mode="json")
+    while content is not None:
+        narrowed, content = content, _narrower(content, cell_id)
+    assert _cells_of(narrowed) == {cell_id}, f"{cell_id} is not one point of {spec.name}'s axes"
+    return ExperimentSpec.model_validate(narrowed)
+
+
+def _narrower(content: dict[str, Any], cell_id: str) -> dict[str, Any] | None:
+    """One axis narrower, and `cell_id` still in it; None when that is no longer possible.
+
+    Axes depend on each other: a value of one may be refused beside some of another, and a cell may be without an axis that others
+    have, which then goes back to its default.
+    """
+    now = _cells_of(content)
+    axes = [(section, key) for section in ("workload", "cells") for key, v in content[section].items() if isinstance(v, list)]
+    cuts = [(section, key, [value]) for section, key in axes for value in content[section][key] if len(content[section][key]) > 1]
+    for section, key, values in [*cuts, *((section, key, None) for section, key in axes if len(now) > 1)]:
+        candidate = copy.deepcopy(content)
+        if values is None:
+            del candidate[section][key]
+        else:
+            candidate[section][key] = values
+        if cell_id in _cells_of(candidate):
+            return candidate
+    return None
+
+
+def _cells_of(content: Mapping[str, Any]) -> set[str]:
+    """Ids; none where the values do not go together."""
+    try:
+        return _cell_ids(ExperimentSpec.model_validate(content))
+    except (ValidationError, SpecError):
+        return set()
 
 
 def _cell_ids(spec: ExperimentSpec) -> set[str]:

@@ -16,6 +16,7 @@ from service.judge.projection import Layer
 from service.report.axis import linear_axis, log_axis, points_axis, ratio_axis
 from service.report.dossier import read_dossier
 from service.report.page import number, page
+from service.report.provenance import findings
 from service.store.records import Records
 from service.store.source import Source
 from tests.service.synthetic import home_in, make_spec, make_sweep
@@ -207,6 +208,27 @@ def test_speed_over_sizes_when_there_is_one_length(tmp_path: Path) -> None:
     speed = between(page_of(records, result.sweep_id), "speed", "account")
     assert "cp_size, ranks" in speed
     assert speed.count("<circle") == 3 * 2 + 2  # the points of two arms, and their marks in the key
+
+
+def test_the_headline_keeps_fabrics_and_regimes_apart(tmp_path: Path) -> None:
+    _, result = make_sweep(home_in(tmp_path), make_spec(4), invalid=[3])
+    assert [(f.arm, f.place) for f in findings(result)] == [("overlapped", "process_group"), ("overlapped", "emulated_20mbit")]
+    real, emulated = findings(result)
+    assert real.words.startswith("FASTER in 2 of 2 cells (time ratio 0.8")
+    assert emulated.words.startswith("FASTER in 1 of 2 cells (time ratio 0.8")
+    assert emulated.words.endswith("; INVALID in 1 of 2 cells")
+    cells = (result.cells[0], replace(result.cells[2], cell={**result.cells[2].cell, "regime": "streaming"}))
+    both = findings(replace(result, cells=cells))
+    assert [f.place for f in both] == ["process_group, drained", "process_group, streaming"]
+
+
+def test_panels_name_what_varies_between_them(tmp_path: Path) -> None:
+    workload = {"kind": "grid", "new_tokens": [64, 128], "prefix_tokens": [0, 64]}
+    records, result = make_sweep(home_in(tmp_path), make_spec(2, workload=workload))
+    speed = between(page_of(records, result.sweep_id), "speed", "account")
+    links = ("process_group", "emulated_20mbit")
+    titles = re.findall(r"<h3>(.*?)</h3>", speed)
+    assert titles == [f"prefix_tokens {prefix}, {link}" for prefix in (0, 64) for link in links]
 
 
 def test_a_projection_names_its_source_and_that_it_is_small(tmp_path: Path) -> None:
