@@ -22,7 +22,7 @@ from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
 from service.judge.judging import is_decided, judge_sweep
 from service.judge.results import SweepResult
-from service.run.cluster import connect, refuse_if_too_small
+from service.run.cluster import connect, refuse_if_too_small, refuse_what_this_machine_cannot_hold
 from service.run.controller import Controller
 from service.run.observers import RecordsObserver, progress
 from service.run.rank_group import RankGroup
@@ -67,6 +67,7 @@ def run_sweep(spec: ExperimentSpec, home: Home, say: Callable[[str], None]) -> S
         InfrastructureError: The cluster did not give what it has.
     """
     expansion = check(spec)
+    refuse_what_this_machine_cannot_hold(expansion.cells, spec.placement.cpus_per_rank, spec.measurement.inputs)
     records = Records(home.records)
     try:
         with connect() as cluster:
