@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -173,6 +174,9 @@ def _explain(problem: ErrorDetails) -> str:
             return "this key is needed"
         case "value_error":
             return str(problem.get("ctx", {}).get("error", problem["msg"]))
+        case "string_pattern_mismatch":
+            slug = re.sub(r"[^a-z0-9]+", "-", str(problem["input"]).lower()).strip("-") or "mine"
+            return f"takes a short name without spaces, as in {slug[:40]}, not {value} (pattern {problem['ctx']['pattern']})"
         case "model_type" | "model_attributes_type" | "dict_type":
             allowed = _fields_at(problem["loc"])
             return f"takes keys of its own, not {value}; allowed: {', '.join(allowed)}"

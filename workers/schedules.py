@@ -55,7 +55,11 @@ def resolve_schedule(name: str) -> ScheduleFunction:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it loads, or be a script
-        hint = "; write it as in an import, without .py" if module_name.endswith(".py") else ""
+        hint = ""
+        if module_name.endswith(".py"):
+            hint = "; write it as in an import, without .py"
+        elif isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            hint = "; modules are looked for in the working directory and among the installed ones"
         raise SpecError(f"schedule {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}{hint}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
