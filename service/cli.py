@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -14,9 +13,9 @@ import typer
 
 from experiments.errors import UserError
 from service.errors import ExitCode, InfrastructureError
+from service.report.destination import refuse_unwritable
 
 P = ParamSpec("P")
-PICTURE_SUFFIXES = (".pdf", ".png", ".svg")
 app = typer.Typer(
     name="cplab",
     help="Verdicts on how context-parallel ranks order communication and computation.",
@@ -83,11 +82,7 @@ def run(
     experiment = catalogue.load(spec, overrides or [])
     if plan:
         return _plan(experiment)
-    for option, file in (("--json", json_file), ("--picture", picture)):
-        if file is not None:
-            _refuse_unwritable(option, file)
-    if picture is not None and picture.suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"--picture: {str(picture)!r}: unknown format {picture.suffix!r}; allowed: {', '.join(PICTURE_SUFFIXES)}")
+    refuse_unwritable(("--json", json_file), ("--picture", picture))
     from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import SweepKilledError, run_sweep
@@ -108,20 +103,6 @@ def run(
         draw_forest(result, picture)
     _publish(home, result.sweep_id)
     return _exit_code(result)
-
-
-def _refuse_unwritable(option: str, file: Path) -> None:
-    """A result that cannot be written is found before it is measured."""
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{option}: no folder at {str(folder)!r}")
-    if file.is_dir():
-        raise UserError(f"{option}: {str(file)!r} is a folder; name a file")
-    try:
-        with file.open("r+b") if file.exists() else tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{option}: {str(file)!r} cannot be written: {error.strerror or error}") from None
 
 
 def _exit_code(result: Any) -> ExitCode:

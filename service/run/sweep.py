@@ -22,10 +22,11 @@ from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
 from service.judge.judging import is_decided, judge_sweep
 from service.judge.results import SweepResult
-from service.run.cluster import connect, refuse_if_too_small, refuse_what_this_machine_cannot_hold
+from service.run.cluster import connect, refuse_if_too_small
 from service.run.controller import Controller
 from service.run.observers import RecordsObserver, progress
 from service.run.rank_group import RankGroup
+from service.run.resources import refuse_what_this_machine_cannot_hold
 from service.store.home import Home
 from service.store.records import Records
 

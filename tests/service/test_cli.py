@@ -71,7 +71,6 @@ def _timed(call) -> float:
         (["quickstart", "--json", "/no/such/folder/x.json"], ["--json", "no folder"]),
         (["quickstart", "--json", "/proc/x.json"], ["--json", "'/proc/x.json' cannot be written"]),
         (["quickstart", "--json", "/tmp"], ["--json", "is a folder"]),
-        (["quickstart", "--picture", "ratios.bmp"], ["--picture", "'.bmp'", "allowed: .pdf, .png, .svg"]),
         (["quickstart.yaml"], ["'quickstart.yaml'", "did you mean 'quickstart'"]),
         (["quickstart", "--set", "shedule=serial"], ["unknown key 'shedule'", "allowed: about, arms"]),
         (["quickstart", "--set", "arms.overlapped=overlap_rotate"], ["arms.overlapped", "takes keys of its own", "schedule"]),
