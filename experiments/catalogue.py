@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -62,22 +63,55 @@ def _find(name_or_path: str) -> Path:
         return FOLDER / f"{name_or_path}.yaml"
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.exists():
+        if path.is_dir():
+            raise SpecError(
+                f"SPEC: {name_or_path!r} is a folder; give a YAML file or a name of the catalogue: {', '.join(names())}"
+            )
         if not path.is_file():
-            raise SpecError(f"SPEC: no file at {name_or_path!r}; the catalogue has: {', '.join(names())}")
+            hint = f" (did you mean {path.stem!r}?)" if path.stem in names() else ""
+            raise SpecError(f"SPEC: no file at {name_or_path!r}{hint}; the catalogue has: {', '.join(names())}")
         return path
     raise SpecError(f"SPEC: {unknown_name('experiment', name_or_path, names())}")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path.name}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{path.name}: not YAML: {_yaml_problem(error)}") from None
+    if content is None:
+        raise SpecError(f"{path.name}: is empty; an experiment is a mapping of keys")
     if not isinstance(content, dict):
         raise SpecError(f"{path.name}: an experiment is a mapping of keys, not {type(content).__name__}")
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading that takes a key written twice for the mistake it is."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Where and what, without the parser's excerpt."""
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def _confine_paths(content: dict[str, Any], path: Path) -> None:
@@ -100,9 +134,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise SpecError(f"--set {override!r}: expected key.path=value, as in measurement.launches=5")
     try:
-        value = yaml.safe_load(text) if text.strip() else None
+        value = _parse(text) if text.strip() else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"--set {key}: not YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"--set {key}: not YAML: {_yaml_problem(error)}") from None
     if tuple(parts) in PATH_KEYS and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     node: Any = content
@@ -140,6 +174,14 @@ def _explain(problem: ErrorDetails) -> str:
             return "this key is needed"
         case "value_error":
             return str(problem.get("ctx", {}).get("error", problem["msg"]))
+        case "string_pattern_mismatch":
+            slug = re.sub(r"[^a-z0-9]+", "-", str(problem["input"]).lower()).strip("-") or "mine"
+            return f"takes a short name without spaces, as in {slug[:40]}, not {value} (pattern {problem['ctx']['pattern']})"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            allowed = _fields_at(problem["loc"])
+            return f"takes keys of its own, not {value}; allowed: {', '.join(allowed)}"
+        case "int_type" | "int_parsing" | "enum" if isinstance(problem["input"], str) and "," in problem["input"]:
+            return f"{problem['msg']}, not {value}; write a list as [{problem['input']}]"
         case _:
             return f"{problem['msg']}, not {value}"
 

@@ -11,6 +11,7 @@ from experiments.errors import UserError
 from service.calibrate import commands as calibrate
 from service.errors import ExitCode
 from service.exits import complain, exits
+from service.report.destination import refuse_other_than_pictures, refuse_unwritable
 
 app = typer.Typer(
     name="cplab",
@@ -21,8 +22,6 @@ app = typer.Typer(
 )
 
 app.add_typer(calibrate.app)
-
-PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 SpecArgument = Annotated[str, typer.Argument(help="A catalogue name (see `cplab list`) or a YAML path.", show_default=False)]
 SetOption = Annotated[
@@ -60,8 +59,8 @@ def run(
     experiment = catalogue.load(spec, overrides or [])
     if plan:
         return _plan(experiment)
-    _refuse_missing_folders(("--json", json_file), ("--picture", picture), ("--lanes", lanes))
-    _refuse_other_than_pictures(("--picture", picture), ("--lanes", lanes))
+    refuse_unwritable(("--json", json_file), ("--picture", picture), ("--lanes", lanes))
+    refuse_other_than_pictures(("--picture", picture), ("--lanes", lanes))
     from service.store.home import open_home
 
     return _measure(experiment, open_home(), json_file, picture, lanes, trace or lanes is not None)
@@ -189,7 +188,7 @@ def report(
     """Writes a sweep's page: one HTML file, also while it runs, also from MLflow alone."""
     from service.judge.projection import layer_given
 
-    _refuse_missing_folders(("--out", out), ("--json", json_file))
+    refuse_unwritable(("--out", out), ("--json", json_file))
     layer = layer_given(layer_us, layer_source, layers_in_model, ttft_ms)
     from service.report.dossier import read_dossier
     from service.report.json_report import projection_values, result_json
@@ -210,18 +209,6 @@ def report(
     return ExitCode.FINE
 
 
-def _refuse_other_than_pictures(*options: tuple[str, Path | None]) -> None:
-    for option, file in options:
-        if file is not None and file.suffix not in PICTURE_SUFFIXES:
-            raise UserError(f"{option}: {file.name!r} is no picture's name; it must end in {', '.join(PICTURE_SUFFIXES)}")
-
-
-def _refuse_missing_folders(*options: tuple[str, Path | None]) -> None:
-    for option, file in options:
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{option}: no folder at {str(file.absolute().parent)!r}")
-
-
 @app.command()
 @exits
 def compare(
@@ -232,7 +219,7 @@ def compare(
     from_mlflow: FromMlflowOption = False,
 ) -> ExitCode:
     """Judges what became of every arm's ratio between two sweeps, such as two revisions. Exits with 1 when one got worse."""
-    _refuse_missing_folders(("--json", json_file))
+    refuse_unwritable(("--json", json_file))
     from experiments.names import Verdict
     from service.judge.change import compare_sweeps
     from service.report.change_table import change_lines, changes_json
@@ -270,7 +257,7 @@ def reproduce(
     from_mlflow: FromMlflowOption = False,
 ) -> ExitCode:
     """Runs the same again: the spec that the records hold, not the catalogue's."""
-    _refuse_missing_folders(("--json", json_file))
+    refuse_unwritable(("--json", json_file))
     from service.environment import environment
     from service.run.reproduction import drift, stored_spec
     from service.store.home import open_home

@@ -7,6 +7,7 @@ bf16 [S, D]. The launch order is part of a schedule: on a GPU, kernels that fill
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -46,16 +47,29 @@ def resolve_schedule(name: str) -> ScheduleFunction:
     """The function behind a shipped name or `module:function`.
 
     Raises:
-        SpecError: The module does not import, or has no such function.
+        SpecError: The module does not import, has no such function, or the function does not take (ix, shard, fabric).
     """
     module_name, separator, function_name = name.partition(":")
     if not separator:
         return SCHEDULES[Schedule(name)]
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way while it loads
-        raise SpecError(f"schedule {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it loads, or be a script
+        hint = ""
+        if module_name.endswith(".py"):
+            hint = "; write it as in an import, without .py"
+        elif isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            hint = "; modules are looked for in the working directory and among the installed ones"
+        raise SpecError(f"schedule {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}{hint}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise SpecError(f"schedule {name!r}: {module_name!r} has no function {function_name!r}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function in C may not say
+        return function  # type: ignore[no-any-return]
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise SpecError(f"schedule {name!r}: {function_name!r} takes {signature}; a schedule takes (ix, shard, fabric)") from None
     return function  # type: ignore[no-any-return]

@@ -121,6 +121,14 @@ class ExperimentSpec(BaseModel):
             raise ValueError("a simulated device reads no checkpoint: drop weights.checkpoint")
         return self
 
+    @model_validator(mode="after")
+    def _simulation_fits_device(self) -> Self:
+        if self.device is not Device.SIMULATED and self.simulation != SimulationSpec():
+            raise ValueError(
+                f"simulation plants times on device 'simulated' only, not on {str(self.device)!r}: set device=simulated"
+            )
+        return self
+
     @property
     def spec_hash(self) -> str:
         """Sixteen hex digits over everything but the prose."""

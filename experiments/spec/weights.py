@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class WeightsSpec(BaseModel):
@@ -12,3 +14,9 @@ class WeightsSpec(BaseModel):
 
     checkpoint: str | None = None
     layer: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _layer_is_of_a_checkpoint(self) -> Self:
+        if self.layer and not self.checkpoint:
+            raise ValueError("layer is one of a checkpoint: give checkpoint=DIR too; seeded weights have no layers")
+        return self

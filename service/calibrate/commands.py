@@ -12,6 +12,7 @@ import typer
 from experiments.errors import UserError
 from service.errors import ExitCode
 from service.exits import exits
+from service.report.destination import refuse_unwritable
 
 if TYPE_CHECKING:
     from experiments.spec.experiment import ExperimentSpec
@@ -120,8 +121,7 @@ def _run(plans: list[Plan], out: Path, overrides: list[str], plain: bool) -> Non
     from service.store.home import open_home
     from service.store.records import Records
 
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out: no folder at {str(out.absolute().parent)!r}")
+    refuse_unwritable(("--out", out))
     spec = study_spec(overrides, 0, 0.0)
     done = {(r.kind, r.seed, r.planted_pct, r.loaded) for r in read([out])} if out.exists() else set()
     left = [p for p in plans if (p.kind, p.seed, p.planted_pct, p.is_loaded) not in done]

@@ -36,15 +36,15 @@ def white(rng: np.random.Generator, launches: int, trials: int) -> Array:
 
 def drift(rng: np.random.Generator, launches: int, trials: int) -> Array:
     """Times that grow or shrink steadily by up to 30 % over the comparison (heat, a filling cache)."""
-    ramp: Array = np.linspace(0, rng.uniform(-0.3, 0.3), launches * trials)
-    ramp += white(rng, 1, launches * trials)[0]
-    return ramp.reshape(launches, trials)
+    total = rng.uniform(-0.3, 0.3)
+    return white(rng, launches, trials) + total * np.linspace(0, 1, launches * trials).reshape(launches, trials)
 
 
 def steps(rng: np.random.Generator, launches: int, trials: int) -> Array:
     """A neighbour that comes and goes: the level jumps by about 20 % once in 60 trials on the average, and stays until the next jump."""
-    flat = np.cumsum(np.where(rng.random(launches * trials) < 1 / 60, rng.normal(0, 0.2, launches * trials), 0.0))
-    return white(rng, launches, trials) + flat.reshape(launches, trials)
+    flat: Array = np.cumsum(np.where(rng.random(launches * trials) < 1 / 60, rng.normal(0, 0.2, launches * trials), 0.0))
+    jumping: Array = white(rng, launches, trials) + flat.reshape(launches, trials)
+    return jumping
 
 
 def autocorrelated(rng: np.random.Generator, launches: int, trials: int) -> Array:

@@ -101,10 +101,12 @@ def probe(address: str) -> None:
     if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("http://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{ADDRESS_ENV_VAR}: {address!r} is no address; give host:port, as in 127.0.0.1:6379, or unset it")
     try:
         with socket.create_connection((host, int(port)), PROBE_TIMEOUT_S):
             return
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError) as error:
         raise UserError(
             f"{ADDRESS_ENV_VAR}: nothing answers at {address!r} ({error}); start the cluster, or unset {ADDRESS_ENV_VAR} to use one of this run's own"
         ) from None

@@ -28,6 +28,7 @@ from service.run.cluster import connect, refuse_if_too_small
 from service.run.controller import Controller, Observer
 from service.run.observers import RecordsObserver, progress
 from service.run.rank_group import RankGroup
+from service.run.resources import refuse_what_this_machine_cannot_hold
 from service.store.home import Home
 from service.store.records import Records
 
@@ -80,6 +81,7 @@ def run_sweep(
         InfrastructureError: The cluster did not give what it has.
     """
     expansion = check(spec)
+    refuse_what_this_machine_cannot_hold(expansion.cells, spec.placement.cpus_per_rank, spec.measurement.inputs)
     records = Records(home.records)
     try:
         with connect() as cluster:

@@ -180,3 +180,15 @@ def test_whatever_is_set_is_a_spec_or_a_users_error(changes):
         assert "\n" not in str(error)
     else:
         assert spec.spec_hash
+
+
+def test_a_merge_key_may_be_overridden_and_a_key_may_not_be_written_twice(tmp_path):
+    content = (catalogue.FOLDER / "quickstart.yaml").read_text().replace("name: quickstart", "name: mine")
+    path = tmp_path / "mine.yaml"
+    path.write_text(content + "verify: {<<: {delay_ms: 9}, delay_ms: 7}\n")
+    assert catalogue.load(str(path)).verify.delay_ms == 7
+    path.write_text(content + "name: again\n")
+    with pytest.raises(SpecError, match="the key 'name' is there twice"):
+        catalogue.load(str(path))
+    with pytest.raises(SpecError, match="the key 'seed' is there twice"):
+        catalogue.load("quickstart", ["weights={seed: 1, seed: 2}"])

@@ -30,14 +30,14 @@ def cplab(*arguments: str, home: Path | str, timeout: float = 120, **environment
 
 
 def refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
-    """Exit 2, one line on stderr that says all this, no traceback, nothing started."""
+    """Exit 2, one line on stderr that says all this, no traceback, nothing on stdout: not even a cluster was started."""
     assert done.returncode == ExitCode.USER_ERROR, done
     assert "Traceback" not in done.stderr + done.stdout
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     for words in says:
         assert words in lines[0]
-    assert "sweep" not in done.stdout
+    assert done.stdout == ""
 
 
 def test_help_and_list_answer_at_once(tmp_path):
@@ -66,12 +66,29 @@ def _timed(call) -> float:
         (["quickstart", "--set", "dims=v32"], ["dims", "deepseek_v32"]),
         (["quickstart", "--set", "measurement.launches=5s"], ["measurement.launches", "'5s'"]),
         (["quickstart", "--set", "workload.new_tokens=3"], ["workload.new_tokens", "cp_size"]),
-        (["quickstart", "--set", "arms.overlapped.schedule=no.such:thing"], ["cannot import 'no.such'"]),
+        (["quickstart", "--set", "arms.overlapped.schedule=no.such:thing"], ["cannot import 'no.such'", "working directory"]),
         (["quickstart", "--set", "arms.overlapped.schedule=json:nothing"], ["has no function 'nothing'"]),
         (["mooncake"], ["workload.trace"]),
         (["mooncake", "--set", "workload.trace=/no/such/trace.jsonl"], ["workload.trace", "/no/such/trace.jsonl"]),
         (["quickstart", "--set", "weights.checkpoint=/no/such/folder"], ["weights.checkpoint", "no folder"]),
         (["quickstart", "--json", "/no/such/folder/x.json"], ["--json", "no folder"]),
+        (["quickstart", "--json", "/proc/x.json"], ["--json", "'/proc/x.json' cannot be written"]),
+        (["quickstart", "--json", "/tmp"], ["--json", "is a folder"]),
+        (["quickstart.yaml"], ["'quickstart.yaml'", "did you mean 'quickstart'"]),
+        (["quickstart", "--set", "shedule=serial"], ["unknown key 'shedule'", "allowed: about, arms"]),
+        (["quickstart", "--set", "arms.overlapped=overlap_rotate"], ["arms.overlapped", "takes keys of its own", "schedule"]),
+        (["quickstart", "--set", "arms={only: {schedule: serial}}"], ["arms", "'baseline'", "found: only"]),
+        (["quickstart", "--set", "cells.cp_size=2,4"], ["cells.cp_size", "write a list as [2,4]"]),
+        (["quickstart", "--set", "cells.fabric={kind: emulated, bandwidth_gbps: 3}"], ["did you mean 'bandwidth_mbps'"]),
+        (["quickstart", "--set", "name=My Run"], ["name", "as in my-run", "'My Run'"]),
+        (["quickstart", "--set", "simulation.gather_us=30"], ["simulation", "device=simulated"]),
+        (["quickstart", "--set", "measurement.confidence=95"], ["measurement.confidence", "less than 1", "95"]),
+        (["quickstart", "--set", "weights.layer=3"], ["weights", "checkpoint"]),
+        (["quickstart", "--set", "arms.mine.schedule=tests.service.scripts:ends"], ["cannot import", "SystemExit"]),
+        (["quickstart", "--set", "arms.mine.schedule=json:load"], ["'load' takes (fp,", "takes (ix, shard, fabric)"]),
+        (["quickstart", "--set", "arms.mine.schedule=json.py:load"], ["without .py"]),
+        (["quickstart", "--set", "workload.new_tokens=4K"], ["workload.new_tokens", "'4K'"]),
+        (["quickstart", "--set", "workload.new_tokens=1000000000"], ["workload", "2 ranks x", "GiB of this machine"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_2(tmp_path, arguments, says):
@@ -85,6 +102,38 @@ def test_a_malformed_line_of_a_trace_is_named(tmp_path):
     refused(cplab("run", "mooncake", "--set", f"workload.trace={trace}", home=tmp_path), "t.jsonl:2", "workload.trace")
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"timestamp": 1, "output_length": 5, "hash_ids": [1]}', "input_length is missing"),
+        ('{"timestamp": 1, "input_length": -5, "output_length": 5, "hash_ids": [1]}', "not -5"),
+        ("[1, 2]", "t.jsonl:3"),
+    ],
+)
+def test_a_line_that_says_something_else_is_named_too(tmp_path, line, says):
+    trace = tmp_path / "t.jsonl"
+    good = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}'
+    trace.write_text(f"{good}\n{good}\n{line}\n")
+    refused(cplab("run", "mooncake", "--set", f"workload.trace={trace}", home=tmp_path), "t.jsonl:3", says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", ["is empty"]),
+        ("- name", ["not list"]),
+        ("name: a\nname: b\n", ["line 2, column 1", "'name' is there twice"]),
+        ("name: [a", ["not YAML: line 1"]),
+        ("name:\ta\n\tb: 1\n", ["not YAML"]),
+        ("!!python/object/apply:os.system [id]", ["not YAML", "os.system"]),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, content, says):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    refused(cplab("run", str(path), home=tmp_path), "mine.yaml", *says)
+
+
 def test_an_unwritable_home_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     refused(cplab("run", "quickstart", home=tmp_path / "file" / "home"), "CPLAB_HOME", "cannot be written")
@@ -92,6 +141,7 @@ def test_an_unwritable_home_is_refused(tmp_path):
 
 def test_an_unreachable_cluster_is_refused(tmp_path):
     refused(cplab("run", "quickstart", home=tmp_path, RAY_ADDRESS="127.0.0.1:1"), "RAY_ADDRESS", "127.0.0.1:1")
+    refused(cplab("run", "quickstart", home=tmp_path, RAY_ADDRESS="head"), "RAY_ADDRESS", "'head'", "host:port")
 
 
 def test_ranks_that_do_not_fit_are_refused_with_what_there_is(tmp_path):

@@ -85,6 +85,18 @@ def test_interleave_pads_on_the_wire_only():
     assert p.received_bytes(256) == 2 * 3 * 256
 
 
+@pytest.mark.parametrize("lengths", [(1, 2, 9), (3, 1, 1), (1, 1, 1, 1), (2, 30, 1)])
+@pytest.mark.parametrize("cp_size", [2, 3, 4])
+def test_ranks_without_a_row_of_some_sequence_still_gather_every_token(lengths, cp_size):
+    step = make_step(*((5, n) for n in lengths))
+    plans = [plan(Split.INTERLEAVE, step, cp_size, rank) for rank in range(cp_size)]
+    assert torch.equal(gathered(step, Split.INTERLEAVE, cp_size), torch.arange(step.new_tokens))
+    sequence_of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    rows = torch.stack([sequence_of[p.local_rows_T].bincount(minlength=len(lengths)) for p in plans])
+    assert int(rows.min()) == 0
+    assert rows.sum(0).tolist() == list(lengths)
+
+
 @given(st.integers(2, 8), st.lists(st.integers(1, 60), min_size=1, max_size=4))
 def test_interleaved_rows_of_a_sequence_follow_the_closed_form(cp_size, lengths):
     """n_b = f(E_b) - f(E_{b-1}) with f(E) = E // c + (E mod c > r)."""

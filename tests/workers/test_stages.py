@@ -67,6 +67,16 @@ def test_hadamard_is_orthonormal_and_its_own_inverse():
     assert torch.allclose(stages.hadamard(one).float(), torch.full((1, 128), 128**-0.5), rtol=0.01)
 
 
+def test_hadamard_keeps_dot_products():
+    """Why q and k may both be rotated: their scores stay."""
+    q, k = randn(40, 128, seed=1), randn(50, 128, seed=2)
+    before = q.double() @ k.double().T
+    after = stages.hadamard(q).double() @ stages.hadamard(k).double().T
+    # Two roundings to bf16 of 128 terms: 2^-9 of the lengths each, at most.
+    lengths = q.double().norm(dim=1)[:, None] * k.double().norm(dim=1)
+    assert bool(((after - before).abs() <= 2**-8 * lengths).all())
+
+
 def test_hadamard_bits_do_not_depend_on_the_number_of_rows():
     x = randn(33, 128)
     assert torch.equal(stages.hadamard(x)[5:6], stages.hadamard(x[5:6]))
@@ -86,6 +96,16 @@ def test_the_scale_of_q_is_the_power_of_two_at_or_above():
     values, scale = stages.quantise_q(q)
     assert scale[:, 0].tolist() == [1.0, 2.0, 2.0, 2.0**-8, 2.0**-22, 2.0**-7]
     assert float(values.float().abs().max()) <= 448
+
+
+def test_scales_of_q_are_powers_of_two_that_use_the_range():
+    q = randn(300, 4, 128) * torch.exp2(torch.arange(300.0) / 10 - 12)[:, None, None]
+    values, scale = stages.quantise_q(q)
+    mantissa, _ = torch.frexp(scale)
+    assert bool((mantissa == 0.5).all())
+    largest = values.float().abs().amax(-1)
+    assert bool((largest <= 448).all())
+    assert bool((largest >= 224)[q.abs().amax(-1) > 1e-4].all())
 
 
 def test_the_scale_of_k_is_plain():

@@ -119,7 +119,9 @@ def test_the_plan_of_another_rank_is_caught(pair):
     group = local_group(2)
     try:
         group.launch(60, 20, Device.CPU, [os.getcwd()])
-        prepare(group, wrong, {"baseline": ArmSpec(), "x": ArmSpec(schedule="tests.workers.mutants_of_plan:swaps_plans")})
+        prepare(
+            group, wrong, {"baseline": ArmSpec(), "x": ArmSpec(schedule="tests.workers.mutants_of_ranks:plan_of_another_rank")}
+        )
         assert any("gathered keys" in f.check for r in verify(group) for f in r.faults)
     finally:
         group.close()
