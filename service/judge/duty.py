@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from service.judge.samples import Trial
+from service.judge.results import CellRecord
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Duty:
         return self.in_trials_s / self.settled_s if self.settled_s else math.nan
 
 
-def duty(spent: Iterable[tuple[str, float]], trials: Iterable[Trial], settled: frozenset[str]) -> Duty:
+def duty(spent: Iterable[tuple[str, float]], cells: Iterable[CellRecord], settled: frozenset[str]) -> Duty:
     """The duty of a sweep from its tasks, (action, seconds) each; `settled` names the actions that come after warming up."""
     by_action: dict[str, float] = defaultdict(float)
     for action, took_s in spent:
         by_action[action] += took_s
-    in_trials_s = math.fsum(max(trial.elapsed_us) for trial in trials) / 1e6
+    # A chain's trial is recorded as the time of one of its layers.
+    in_trials_s = math.fsum(max(t.elapsed_us) * cell.cell.get("layers", 1) for cell in cells for t in cell.trials) / 1e6
     return Duty(dict(by_action), math.fsum(s for action, s in by_action.items() if action in settled), in_trials_s)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
-from service.store.records import SCHEMA_VERSION, Records
+from service.store.records import Records
+from service.store.schema import SCHEMA_VERSION
 
 FILE_NAME = "records.json.gz"
 _KIND = "cplab-sweep-records"

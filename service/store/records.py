@@ -21,49 +21,8 @@ from experiments.spec.cell import Cell, steps_as_json
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import CellRecord
 from service.judge.samples import Trial
+from service.store.schema import Transaction, open_records
 from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
-
-SCHEMA_VERSION = 2
-"""2: a trial's ranks hold what the filler and the enqueuing took. Records of schema 1 are taken as they are: they had neither."""
-
-_SCHEMA = """
-CREATE TABLE sweep (
-    sweep_id TEXT PRIMARY KEY, experiment TEXT NOT NULL, suite TEXT NOT NULL, spec TEXT NOT NULL, spec_hash TEXT NOT NULL,
-    status TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '', started_s REAL NOT NULL, ended_s REAL, environment TEXT NOT NULL,
-    replay TEXT, methodology_version INTEGER NOT NULL, published_uri TEXT, published_s REAL);
-CREATE TABLE cell (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, position INTEGER NOT NULL, cell TEXT NOT NULL, steps TEXT NOT NULL,
-    floor_us REAL, path TEXT NOT NULL DEFAULT '', failure TEXT NOT NULL DEFAULT '', PRIMARY KEY (sweep_id, cell_id));
-CREATE TABLE launch (
-    sweep_id TEXT NOT NULL, cp_size INTEGER NOT NULL, launch INTEGER NOT NULL, ranks TEXT NOT NULL, launch_s REAL NOT NULL,
-    started_s REAL NOT NULL, PRIMARY KEY (sweep_id, cp_size, launch));
-CREATE TABLE verification (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, phase TEXT NOT NULL, reports TEXT NOT NULL,
-    PRIMARY KEY (sweep_id, cell_id, launch, phase));
-CREATE TABLE fault (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, arm TEXT NOT NULL, "check" TEXT NOT NULL, detail TEXT NOT NULL,
-    UNIQUE (sweep_id, cell_id, arm, "check", detail));
-CREATE TABLE block (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, kind TEXT NOT NULL, block INTEGER NOT NULL,
-    started_s REAL NOT NULL, wall_us REAL NOT NULL, busy_us REAL NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch, kind, block));
-CREATE TABLE trial (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, kind TEXT NOT NULL, block INTEGER NOT NULL,
-    position INTEGER NOT NULL, variant TEXT NOT NULL, "row" INTEGER NOT NULL, step INTEGER NOT NULL, ranks TEXT NOT NULL,
-    PRIMARY KEY (sweep_id, cell_id, launch, kind, block, position));
-"""
-
-_LATER_TABLES = """
-CREATE TABLE IF NOT EXISTS settling (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, blocks INTEGER NOT NULL, trend REAL NOT NULL,
-    is_settled INTEGER NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch));
-CREATE TABLE IF NOT EXISTS spent (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, cp_size INTEGER NOT NULL, launch INTEGER NOT NULL, action TEXT NOT NULL,
-    block INTEGER NOT NULL, took_s REAL NOT NULL, PRIMARY KEY (sweep_id, cell_id, cp_size, launch, action, block));
-
-CREATE TABLE IF NOT EXISTS trace (
-    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, reports TEXT NOT NULL, PRIMARY KEY (sweep_id, cell_id));
-"""
-"""Made on opening where they are missing: a file that lacks them is whole otherwise."""
 
 RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us", "filler_us", "enqueue_us")
 """What a trial keeps of every rank, in this order; rows of schema 1 end with `late_us`."""
@@ -87,33 +46,13 @@ class Records:
         Raises:
             UserError: The file cannot be opened, is no record file, or is of another schema.
         """
-        try:
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            with self._transaction():
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                elif version == 1:
-                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                elif version != SCHEMA_VERSION:
-                    raise UserError(
-                        f"CPLAB_HOME: {str(path)!r} holds records of schema {version}, this version reads {SCHEMA_VERSION}: set another CPLAB_HOME"
-                    )
-                for statement in _LATER_TABLES.split(";"):
-                    self._db.execute(statement)
-        except sqlite3.Error as error:
-            raise UserError(f"CPLAB_HOME: records at {str(path)!r} cannot be opened: {error}") from None
-        self._db.row_factory = sqlite3.Row
+        self._db = open_records(path)
 
     def close(self) -> None:
         self._db.close()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _transaction(self) -> Transaction:
+        return Transaction(self._db)
 
     # Writing, in the order of a sweep.
 
@@ -375,19 +314,6 @@ def choose_sweep(word: str, ids: Sequence[str], place: str) -> str:
     if found:
         raise UserError(f"SWEEP: {word!r} begins {len(found)} sweeps in {place}: {', '.join(found[:5])}: give more of the id")
     raise UnknownSweepError(f"SWEEP: no sweep {word!r} in {place}; the latest are: {', '.join(ids[:5]) or 'none'}")
-
-
-class _Transaction:
-    """All or nothing; takes the write lock at once, so that two writers queue instead of failing."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._db.execute("ROLLBACK" if kind else "COMMIT")
 
 
 def _short(value: float | None) -> float | None:

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("sweep", nargs="?")
     records = Records(open_home().records)
     sweep_id = records.find(parser.parse_args().sweep or "last")
-    found = duty(records.spent(sweep_id), (t for cell in records.cells(sweep_id) for t in cell.trials), SETTLED)
+    found = duty(records.spent(sweep_id), records.cells(sweep_id), SETTLED)
     records.close()
     total_s = sum(found.by_action.values())
     print(f"sweep {sweep_id}: {total_s:.1f} s of tasks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from service.judge.duty import duty
+from service.judge.results import CellRecord
 from service.judge.samples import Trial
 
 
@@ -13,9 +14,13 @@ def trial(*elapsed_us: float) -> Trial:
     return Trial(0, 0, "arms", 0, 0, "baseline", elapsed_us, elapsed_us, none, none, none, none)
 
 
+def cell(layers: int, *trials: Trial) -> CellRecord:
+    return CellRecord({"layers": layers}, list(trials), (), "", {}, "gloo", None)
+
+
 def test_it_counts_the_slowest_rank_against_what_followed_warming_up():
     spent = [("launch", 3.0), ("warm up", 1.0), ("measure", 2.0), ("measure", 1.0), ("verify after", 1.0)]
-    found = duty(spent, [trial(1.5e6, 1.0e6), trial(1.0e6, 1.5e6)], frozenset({"measure", "verify after"}))
+    found = duty(spent, [cell(1, trial(1.5e6, 1.0e6)), cell(3, trial(0.3e6, 0.5e6))], frozenset({"measure", "verify after"}))
     assert found.by_action == {"launch": 3.0, "warm up": 1.0, "measure": 3.0, "verify after": 1.0}
     assert found.settled_s == 4.0
     assert found.in_trials_s == 3.0
