@@ -57,6 +57,9 @@ class JoinGroup:
     timeout_s: float
     num_threads: int
     device: Device
+    node_index: int
+    """Which of the ranks on its node this one is, of `node_ranks`."""
+    node_ranks: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Joined:
     boot_id: str
     """Ranks of one boot share a clock, which an emulated fabric needs."""
     path: str
+    cores: tuple[int, ...]
+    """Where the rank's threads run."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from experiments.errors import UserError
 from experiments.spec.cell import KEY_BYTES
+from workers.affinity import settle_on, share_of_cores
 from workers.fabrics.transport import CollectiveTransport, open_group, rendezvous
 from workers.lanes import Lanes, make_lanes
 from workers.messages import (
@@ -86,6 +87,7 @@ class CPRank:
 
     def _join(self, request: JoinGroup) -> Joined:
         torch.set_num_threads(request.num_threads)
+        cores = settle_on(share_of_cores(list(os.sched_getaffinity(0)), request.node_index, request.node_ranks))
         # gloo and NCCL pick an interface by host name otherwise, which on many hosts is loopback.
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request.interface
         if self._store is None:
@@ -97,7 +99,8 @@ class CPRank:
         self._transport.barrier()
         self._joined = request
         boot_id = Path("/proc/sys/kernel/random/boot_id")
-        return Joined(request.rank, os.getpid(), boot_id.read_text().strip() if boot_id.exists() else "", self._transport.path)
+        boot = boot_id.read_text().strip() if boot_id.exists() else ""
+        return Joined(request.rank, os.getpid(), boot, self._transport.path, cores)
 
     def _prepare(self, request: PrepareCell) -> Prepared:
         assert self._joined is not None and self._transport is not None, "a cell is prepared in a group"

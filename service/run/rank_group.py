@@ -104,7 +104,10 @@ class RankGroup:
 
     def rank_map(self) -> list[dict[str, Any]]:
         """rank -> (node, process), as recorded with every launch."""
-        return [{"rank": j.rank, "rank_pid": j.pid, **asdict(h.where)} for j, h in zip(self.joined, self.handles, strict=True)]
+        return [
+            {"rank": j.rank, "rank_pid": j.pid, "rank_cores": list(j.cores), **asdict(h.where)}
+            for j, h in zip(self.joined, self.handles, strict=True)
+        ]
 
     def launch(self, timeout_s: float, gather_timeout_s: float, device: Device, import_paths: Sequence[str]) -> None:
         """A new set of rank processes, met in a new communicator.
@@ -130,6 +133,8 @@ class RankGroup:
                 timeout_s=gather_timeout_s,
                 num_threads=max(1, handle.where.cores // nodes.count(handle.where.node_id)),
                 device=device,
+                node_index=nodes[:rank].count(handle.where.node_id),
+                node_ranks=nodes.count(handle.where.node_id),
             )
             for rank, handle in enumerate(handles)
         ]
