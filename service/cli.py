@@ -308,7 +308,8 @@ def dashboard(port: Annotated[int, typer.Option(help="Port on loopback.", min=1,
 @exits
 def doctor() -> ExitCode:
     """Looks for what would stop a run, or spoil its numbers."""
-    from service.doctor import Level, examine
+    from service.doctor import examine
+    from service.preflight import Level
 
     findings = examine()
     for finding in findings:

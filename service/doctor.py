@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from experiments.errors import UserError
+from service import preflight
 from service.environment import environment
+from service.preflight import Finding, Level
 from service.run.cluster import ADDRESS_ENV_VAR, probe
 from service.store.home import TRACKING_ENV_VAR, open_home
 
 MIN_FREE_BYTES = 1 << 30
-BUSY_SHARE = 0.2
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "beegfs", "9p", "ceph"}
-
-
-class Level(StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    STOP = "stop"
-    """A run would not start."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's report."""
-
-    level: Level
-    subject: str
-    text: str
 
 
 def examine() -> list[Finding]:
     """All findings, in the order that a run would meet them."""
-    return [*_versions(), *_devices(), *_cluster(), *_store(), *_neighbours()]
+    return [*_versions(), *_devices(), *_cluster(), *_store(), *preflight.neighbours()]
 
 
 def _versions() -> list[Finding]:
@@ -55,16 +38,7 @@ def _devices() -> list[Finding]:
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
     text = f"{env['cores']} cores, {env['cpu']}; {gpus} GPUs"
     few = [Finding(Level.WARNING, "cores", "one core: ranks and their lanes will share it")] if env["cores"] < 2 else []
-    return [Finding(Level.OK, "devices", text), *few, *_governor()]
-
-
-def _governor() -> list[Finding]:
-    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if not path.exists():
-        return []
-    governor = path.read_text().strip()
-    level = Level.OK if governor == "performance" else Level.WARNING
-    return [Finding(level, "clock", f"scaling governor {governor!r}" + ("" if level is Level.OK else ": clocks follow the load"))]
+    return [Finding(Level.OK, "devices", text), *few, *preflight.governor()]
 
 
 def _cluster() -> list[Finding]:
@@ -106,33 +80,3 @@ def _file_system(folder: Path) -> str:
         if str(folder).startswith(mount) and len(mount) > len(best):
             best, kind = mount, fs
     return kind
-
-
-def _neighbours() -> list[Finding]:
-    import psutil
-
-    processes = list(psutil.process_iter(["pid", "name"]))
-    for process in processes:
-        _quietly(process)
-    psutil.cpu_percent()
-    psutil.cpu_percent(interval=0.5)
-    busy = [
-        (share, process)
-        for process in processes
-        if process.pid != os.getpid() and (share := _quietly(process) / 100) > BUSY_SHARE
-    ]
-    if not busy:
-        return [Finding(Level.OK, "neighbours", f"nobody else computes (load {os.getloadavg()[0]:.2f})")]
-    listed = ", ".join(
-        f"{p.info['name']} (pid {p.pid}, {share:.0%} of a core)" for share, p in sorted(busy, key=lambda b: -b[0])[:5]
-    )
-    return [Finding(Level.WARNING, "neighbours", f"{listed}: numbers will be noisy")]
-
-
-def _quietly(process: object) -> float:
-    import psutil
-
-    try:
-        return float(process.cpu_percent(None))  # type: ignore[attr-defined]
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0.0

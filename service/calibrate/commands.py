@@ -65,9 +65,10 @@ def power(
     plain: PlainOption = False,
 ) -> ExitCode:
     """One arm slower by a planted wait: how often is it found, and how fast?"""
-    from service.calibrate.study import Plan
+    from service.calibrate.study import POWER_PLAN, Plan
 
-    _run([Plan("power", seed + i, planted_pct) for i in range(comparisons)], out, overrides or [], plain)
+    plans = [Plan("power", seed + i, planted_pct) for i in range(comparisons)]
+    _run(plans, out, [*POWER_PLAN, *(overrides or [])], plain)
     return ExitCode.FINE
 
 

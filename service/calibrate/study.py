@@ -27,18 +27,24 @@ CELL = (
     "name=calibrate",
     "suite=calibrate",
     "about=Equal arms, or one with a planted wait, again and again",
+    "dims={name: calibrate, hidden: 128, q_lora_rank: 64, num_heads: 8, topk: 16, num_layers: 1}",
     "cells.fabric=process_group",
     "cells.split=zigzag",
     "workload.new_tokens=256",
+    "verify.delay_ms=2",
+    "verify.rows_per_rank=4",
     "measurement.aa=false",
-    "measurement.launches=8",
-    "measurement.max_launches=20",
+    "measurement.launches=5",
+    "measurement.max_launches=8",
     "measurement.blocks=1",
     "measurement.trials_per_block=40",
     "measurement.control_trials=2",
     "measurement.warmup_trials=4",
 )
-"""Small enough for a comparison of 8 launches in about 5 s on two cores: many comparisons matter here, not what is in the cell."""
+"""Small enough for a comparison in about 5 s on two cores: many comparisons matter here, not what is in the cell."""
+
+POWER_PLAN = ("measurement.launches=8", "measurement.max_launches=20", "measurement.time_budget_s=30")
+"""How long a planted slow-down is looked for."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Study:
     def pilot_us(self) -> float:
         """The baseline's time, from a short comparison of equal arms; what planted waits are sized by."""
         if self._pilot_us is None:
-            spec = study_spec([*self._overrides, "measurement.launches=5", "measurement.max_launches=null"], 0, 0.0)
+            spec = study_spec([*self._overrides, "measurement.launches=5", "measurement.max_launches=5"], 0, 0.0)
             record, _ = self._measure(spec)
             self._pilot_us = median(s.max_us for s in reduce_trials(record.trials) if s.variant == BASELINE_ARM)
         return self._pilot_us

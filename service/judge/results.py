@@ -89,11 +89,13 @@ class AACheck:
         flagged: Labels of the cells where it did not, after Holm's correction over all cells; empty in 19 of 20 sound sweeps.
         cells: How many cells had a pair.
         smallest_p: Of any cell, before the correction; None without pairs.
+        suspects: The likely causes where a cell is flagged.
     """
 
     flagged: tuple[str, ...]
     cells: int
     smallest_p: float | None
+    suspects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

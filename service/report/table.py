@@ -137,6 +137,7 @@ def caveats(result: SweepResult) -> list[str]:
     lines += [*_of_the_time(result), *_planted(result)]
     if result.aa.flagged:
         lines.append(f"A/A FLAGGED, do not trust this sweep: equal code looked different in {', '.join(result.aa.flagged)}")
+        lines += [f"A/A likely cause: {suspect}" for suspect in result.aa.suspects]
     unsettled = sum(cell.checks["unsettled_launches"] for cell in result.cells)
     if unsettled:
         lines.append(f"{unsettled} launches of a cell were timed before their trials had settled (measurement.max_warmup_blocks)")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,8 @@ from service.environment import environment
 from service.judge.change import JudgedSweep
 from service.judge.judging import is_decided, judge_sweep
 from service.judge.results import SweepResult
+from service.judge.suspects import suspects
+from service.preflight import noise
 from service.run.cluster import connect, refuse_if_too_small
 from service.run.controller import Controller, Observer
 from service.run.observers import RecordsObserver, progress
@@ -83,6 +85,7 @@ def run_sweep(
     expansion = check(spec)
     refuse_what_this_machine_cannot_hold(expansion.cells, spec.placement.cpus_per_rank, spec.measurement.inputs)
     records = Records(home.records)
+    findings = [asdict(finding) for finding in noise()]  # before Ray's own processes are among them
     try:
         with connect() as cluster:
             say(cluster.words)
@@ -93,7 +96,7 @@ def run_sweep(
                 return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)
 
             import_paths = [str(Path.cwd())]
-            extra = {"cluster": asdict(cluster), **(extra_environment or {})}
+            extra = {"cluster": asdict(cluster), "preflight": findings, **(extra_environment or {})}
             sweep_id = measure(spec, expansion, records, make_group, say, extra, import_paths, trace)
         return load_result(records, sweep_id)
     finally:
@@ -155,7 +158,12 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
             "use the version of cplab that measured it"
         )
     spec = ExperimentSpec.model_validate(row["spec"])
-    judged = judge_sweep(records.cells(sweep_id), spec)
+    cells = records.cells(sweep_id)
+    judged = judge_sweep(cells, spec)
+    aa, is_flagged = judged.aa, set(judged.aa.flagged)
+    if is_flagged:
+        preflight = row["environment"].get("preflight", [])
+        aa = replace(aa, suspects=suspects(preflight, [c for c in cells if c.cell["label"] in is_flagged]))
     return SweepResult(
         sweep_id=sweep_id,
         experiment=row["experiment"],
@@ -167,7 +175,7 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
         started_at=utc(row["started_s"]),
         ended_at=utc(row["ended_s"]) if row["ended_s"] else None,
         failure=row["failure"],
-        aa=judged.aa,
+        aa=aa,
         confidence=judged.confidence,
         methodology_version=row["methodology_version"],
     )
