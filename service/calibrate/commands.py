@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,6 +75,41 @@ def power(
 
 @app.command()
 @exits
+def live(
+    out: OutOption,
+    planted_pct: Annotated[float, typer.Option(help="The slow-down, per cent; 0 for equal versions.", min=0, max=100)] = 0.0,
+    comparisons: Annotated[int, typer.Option(help="Comparisons.", min=1)] = 20,
+    seed: SeedOption = 400_001,
+    overrides: SetOption = None,
+    plain: PlainOption = False,
+) -> ExitCode:
+    """Runs of one version each, in turn, as people compare them: what their rules are read on."""
+    from service.calibrate.live import run_live
+    from service.calibrate.study import Study, study_spec
+    from service.store.home import open_home
+    from service.store.records import Records
+
+    refuse_unwritable(("--out", out))
+    spec = study_spec(overrides or [], 0, 0.0)
+    records = Records(open_home().records)
+    try:
+        with _group(plain, spec) as group:
+            wait_us = Study(records, group, overrides or []).pilot_us() * planted_pct / 100 if planted_pct else 0.0
+            for number in range(comparisons):
+                made = run_live(group, study_spec(overrides or [], seed + number, wait_us), platform.node(), planted_pct)
+                with out.open("a") as file:
+                    file.write(made.model_dump_json() + "\n")
+                print(
+                    f"{number + 1}/{comparisons}: {', '.join(k for k, v in made.verdicts().items() if v) or 'no rule'} differs",
+                    flush=True,
+                )
+    finally:
+        records.close()
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
 def coverage(
     comparisons: Annotated[int, typer.Option(help="Simulated comparisons of each noise model.", min=1)] = 2000,
     first: Annotated[int, typer.Option(help="Launches before the first look.", min=5)] = 8,
@@ -101,10 +137,12 @@ def summary(
     files: FilesArgument,
     indifference_pct: Annotated[float, typer.Option(help="The band of the rule.", min=0, max=50)] = 1.0,
     reruns: Annotated[int, typer.Option(help="Comparisons put together anew from the recorded launches.", min=0)] = 10_000,
+    live_file: Annotated[Path | None, typer.Option("--live", metavar="FILE", help="Comparisons of `calibrate live`.")] = None,
 ) -> ExitCode:
     """Error rates, power and rivals, from recordings."""
+    from service.calibrate.live import read_live
     from service.calibrate.recording import read
-    from service.calibrate.tables import alarms_table, power_table, rivals_table
+    from service.calibrate.tables import alarms_table, live_table, power_table, rivals_table
 
     recordings = list(read(files))
     if not recordings:
@@ -112,6 +150,8 @@ def summary(
     print(alarms_table(recordings, reruns, indifference_pct))
     print(power_table(recordings))
     print(rivals_table(recordings, indifference_pct))
+    if live_file is not None:
+        print(live_table(list(read_live(live_file))))
     return ExitCode.FINE
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.calibrate.error_rates import false_alarms, power_curve, rerun
+from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun
+from service.calibrate.live import LiveComparison
 from service.calibrate.recording import Recording
 from service.calibrate.rivals import compare_rivals
 
@@ -52,4 +53,16 @@ def rivals_table(recordings: Sequence[Recording], indifference_pct: float) -> st
         f"| {row.name} | {row.false_alarms.words} | {row.found.words} | {row.launches:g} | {row.trials_s:.2f} |"
         for row in compare_rivals(equal, slower, indifference_pct)
     ]
+    return "\n".join(lines) + "\n"
+
+
+def live_table(comparisons: Sequence[LiveComparison]) -> str:
+    """What the rivals said of live runs: of equal versions, and of such with a planted slow-down."""
+    names = list(comparisons[0].verdicts()) if comparisons else []
+    groups = sorted({c.planted_pct for c in comparisons})
+    heads = [f"live, {pct:g} % planted" if pct else "live, equal versions" for pct in groups]
+    lines = [f"| rule | {' | '.join(heads)} |", f"|---|{'---|' * len(groups)}"]
+    for name in names:
+        of = [[c.verdicts()[name] for c in comparisons if c.planted_pct == pct] for pct in groups]
+        lines.append(f"| {name} | {' | '.join(Rate(sum(said), len(said)).words for said in of)} |")
     return "\n".join(lines) + "\n"

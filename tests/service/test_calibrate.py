@@ -1,0 +1,249 @@
+"""What the method errs by is counted rightly: recordings, the rule run again, planted noise, rivals; and a study really runs."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.names import Verdict
+from service.calibrate.error_rates import Rate, false_alarms, first_alarm, power_curve, rerun
+from service.calibrate.live import LiveComparison, read_live, run_live
+from service.calibrate.recording import LaunchSamples, Recording, read, write
+from service.calibrate.rivals import RIVALS, asv, compare_rivals, threshold, welch
+from service.calibrate.simulation import MODELS, coverage
+from service.calibrate.study import Plan, Study, lasting, study_spec
+from service.calibrate.tables import alarms_table, live_table, power_table, rivals_table
+from service.judge.looks import Looks
+from service.run.local_ranks import local_group
+from service.store.records import Records
+
+
+def make_launch(rng: random.Random, other: float = 1.0, level: float = 1.0, noise: float = 0.02, pairs: int = 12) -> LaunchSamples:
+    def times(factor: float) -> tuple[float, ...]:
+        return tuple(1000 * level * factor * math.exp(rng.gauss(0, noise)) for _ in range(pairs))
+
+    return LaunchSamples(baseline_us=times(1), other_us=times(other), baseline_min_us=times(0.99), other_min_us=times(0.99 * other))
+
+
+def make_recording(seed: int, planted_pct: float = 0.0, launches: int = 8, verdict: Verdict | None = None, **changes) -> Recording:
+    rng = random.Random(seed)
+    made = tuple(make_launch(rng, 1 + planted_pct / 100, math.exp(rng.gauss(0, 0.1))) for _ in range(launches))
+    values = {
+        "kind": "power" if planted_pct else "aa",
+        "machine": "m",
+        "sweep_id": f"s{seed}",
+        "seed": seed,
+        "planted_pct": planted_pct,
+        "planted_wait_us": 10 * planted_pct,
+        "pilot_us": 1000.0,
+        "loaded": False,
+        "first_launches": 5,
+        "max_launches": 8,
+        "launches": made,
+        "inside_s": 5.0,
+        "starting_s": 0.5,
+        "verdict": verdict or (Verdict.SLOWER if planted_pct else Verdict.UNRESOLVED),
+        "is_small": False,
+        "ratio": (1.0, 0.98, 1.02) if not planted_pct else (1.05, 1.03, 1.07),
+        "detectable_pct": 1.5,
+    }
+    return Recording.model_validate(values | changes)
+
+
+def test_a_recording_survives_its_file(tmp_path: Path):
+    path = tmp_path / "aa.jsonl"
+    for seed in (1, 2):
+        write(make_recording(seed), path)
+    assert list(read([path])) == [make_recording(1), make_recording(2)]
+
+
+@pytest.mark.parametrize(("line", "says"), [("{", "aa.jsonl:2"), ('{"kind": "aa"}', "machine")])
+def test_a_line_that_is_no_recording_is_named(tmp_path: Path, line: str, says: str):
+    path = tmp_path / "aa.jsonl"
+    write(make_recording(1), path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=says):
+        list(read([path]))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        list(read([tmp_path / "nowhere.jsonl"]))
+
+
+def test_rates_come_with_exact_bounds():
+    low, high = Rate(5, 200).bounds
+    assert (round(low, 4), round(high, 4)) == (0.0082, 0.0574)  # published tables of Clopper and Pearson
+    assert Rate(0, 0).bounds == (0.0, 1.0)
+
+
+def test_alarms_are_counted_as_they_were_judged():
+    recordings = [
+        make_recording(1),
+        make_recording(2, ratio=(1.02, 1.001, 1.03), verdict=Verdict.SLOWER),
+        make_recording(3, ratio=(0.995, 0.992, 0.999), verdict=Verdict.FASTER, is_small=True),
+        make_recording(4, ratio=(1.02, 1.001, 1.03)),  # excludes 1, but the fastest ranks did not agree
+        make_recording(5, verdict=Verdict.SAME),
+    ]
+    found = false_alarms(recordings)
+    assert (found.excluding.hits, found.claims.hits, found.same.hits) == (3, 1, 1)
+
+
+def test_the_rule_run_again_on_equal_arms_keeps_its_level_and_finds_what_is_planted():
+    equal = [make_recording(seed) for seed in range(40)]
+    again = rerun(equal, 1500, indifference_pct=0.0)
+    assert again.excluding.bounds[0] <= 0.05  # by the union bound it is at most 5 %
+    assert again.excluding.hits > 0  # and it can err: a rule that never speaks keeps any level
+    assert rerun(equal, 50, 1.0, seed=3) == rerun(equal, 50, 1.0, seed=3)
+
+
+def test_power_is_read_against_what_was_planted():
+    recordings = [make_recording(seed, 5.0) for seed in range(6)] + [make_recording(9, 1.0, verdict=Verdict.UNRESOLVED)]
+    one, five = power_curve(recordings)
+    assert (one.planted_pct, one.found.hits, one.found.count) == (1.0, 0, 1)
+    assert (five.found.hits, five.covered.hits) == (6, 6)
+    assert five.inside_s == 5.0
+
+
+def test_the_recorded_rule_stops_where_the_service_would():
+    slower = make_recording(1, 20.0)
+    assert first_alarm(slower.launches, Looks(5, 8), 1.0) == 5
+    assert first_alarm(make_recording(2).launches, Looks(5, 8), 1.0) is None
+    assert first_alarm(slower.launches[:4], Looks(5, 8), 1.0) is None  # no look before the first
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_intervals_cover_under_every_noise_model(model: str):
+    found = coverage(model, 250, Looks(8, 20), effect_pct=3.0, indifference_pct=1.0)
+    assert found.holds.bounds[1] >= 0.95  # 250 comparisons tell a method that covers 90 % from one that covers 95
+    assert found.width < 2
+
+
+def test_a_rule_without_launches_would_not_cover():
+    """The simulation can fail: with launches that prefer an arm, trials taken as independent cover far less."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        log_times = MODELS["launch_effects"](rng, 8, 80)
+        other = np.arange(80) % 4 % 3 != 0
+        pairs = (log_times[:, other] - log_times[:, ~other]).ravel()
+        half = 1.96 * pairs.std(ddof=1) / math.sqrt(pairs.size)
+        held += abs(pairs.mean()) <= half
+    assert held / 200 < 0.9
+
+
+def test_the_habits_rule_calls_a_launchs_level_a_difference():
+    """Two launches that differ by their levels alone: a t-test over trials says they differ, a paired comparison cannot."""
+    rng = random.Random(0)
+    first, second = make_launch(rng, level=1.0), make_launch(rng, level=1.1)
+    assert welch([first.baseline_us], [second.other_us])
+    assert not welch([first.baseline_us], [first.other_us])
+
+
+def test_thresholds_and_asv_need_both_size_and_evidence():
+    flat, up = (100.0, 101.0, 99.0, 100.5) * 5, (106.0, 107.0, 105.0, 106.5) * 5
+    assert threshold(min, 5)([flat], [up])
+    assert not threshold(min, 7)([flat], [up])
+    assert asv(1.025)([flat], [up])
+    assert not asv(1.1)([flat], [up])
+    assert not asv(1.025)([flat[:3]], [up[:3]])  # three samples cannot reach p < 0.002
+
+
+def test_rivals_take_disjoint_launches_and_the_service_pairs():
+    equal, slower = [make_recording(seed) for seed in range(6)], [make_recording(100 + seed, 5.0) for seed in range(6)]
+    rows = {row.name: row for row in compare_rivals(equal, slower, 1.0)}
+    assert set(rows) == {"CP Lab", *(rival.name for rival in RIVALS)}
+    assert rows["CP Lab"].false_alarms.hits == 0
+    assert rows["CP Lab"].found.hits == 6
+    assert rows["two runs and a t-test"].false_alarms.count == 6 * 4
+    assert rows["two runs and a t-test"].false_alarms.share > 0.5  # levels of launches differ by 10 %
+    assert rows["asv, 4 rounds in turn, factor 1.025"].found.count == 6
+
+
+def test_tables_say_what_they_lack():
+    equal = [make_recording(1)]
+    assert "1 of" not in rivals_table(equal, 1.0)
+    assert "no table of rivals" in rivals_table(equal, 1.0)
+    assert "| quiet | 0 of 1" in alarms_table(equal, 0, 1.0)
+    assert "| 5 % | 1 of 1" in power_table([make_recording(3, 5.0)])
+
+
+@pytest.fixture
+def study_group():
+    with lasting(local_group(2)) as group:
+        yield group
+
+
+SMALL = ["workload.new_tokens=64", "measurement.trials_per_block=6", "measurement.warmup_trials=1", "measurement.max_launches=5"]
+
+
+def test_a_study_measures_judges_and_records(tmp_path: Path, study_group):
+    records = Records(tmp_path / "records.db")
+    study = Study(records, study_group, SMALL)
+    made = study.compare(Plan("power", 11, planted_pct=300.0))
+    assert made.verdict is Verdict.SLOWER
+    assert len(made.launches) == 5
+    assert all(len(launch.baseline_us) == 6 for launch in made.launches)
+    assert made.planted_wait_us == pytest.approx(3 * made.pilot_us, rel=1e-3)
+    assert made.inside_s > made.starting_s / 10 > 0
+    assert records.sweep(made.sweep_id)["status"] == "FINISHED"
+    assert {action for action, _ in records.spent(made.sweep_id)} >= {"launch", "verify", "measure"}
+    records.close()
+
+
+def test_live_runs_hold_one_version_a_launch(tmp_path: Path, study_group):
+    made = run_live(study_group, study_spec(SMALL, 3, 20_000.0), "m", 400.0)
+    assert [len(run) for run in made.baseline_us] == [6] * 4
+    assert min(min(run) for run in made.other_us) >= 20_000
+    path = tmp_path / "live.jsonl"
+    path.write_text(made.model_dump_json() + "\n")
+    assert list(read_live(path)) == [made]
+    assert "| two runs and a t-test | 1 of 1" in live_table([made])
+    with pytest.raises(UserError, match="no live comparison"):
+        path.write_text("{}\n")
+        list(read_live(path))
+
+
+def test_equal_live_runs_are_equal():
+    run = (1.0, 1.1, 0.9, 1.05) * 3
+    same = LiveComparison(machine="m", seed=0, planted_pct=0, baseline_us=(run,) * 4, other_us=(run,) * 4)
+    assert not any(same.verdicts().values())
+
+
+def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "aa.jsonl"
+    sets = [part for change in SMALL for part in ("--set", change)]
+    base = [sys.executable, "-m", "service", "calibrate", "aa", "--plain", "--out", str(out), *sets]
+    monkeypatch.setenv("CPLAB_HOME", str(tmp_path))
+    assert subprocess.run([*base, "--comparisons", "1"], check=True, timeout=120).returncode == 0
+    done = subprocess.run([*base, "--comparisons", "2"], check=True, timeout=120, capture_output=True, text=True)
+    assert "1 of 2 comparisons are in" in done.stdout
+    assert [recording.seed for recording in read([out])] == [1, 2]
+    summary = subprocess.run(
+        [sys.executable, "-m", "service", "calibrate", "summary", str(out), "--reruns", "20"],
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert "| quiet | " in summary.stdout
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "calibrate", "aa", "--out", str(tmp_path / "no" / "aa.jsonl")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cplab: error: --out: no folder at")
