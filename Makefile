@@ -21,6 +21,7 @@ demo: $(STAMP)
 	$(BIN)/cplab run quickstart
 	@echo
 	@echo "To look at it in MLflow: make dashboard"
+	@echo "Its page as one HTML file: CPLAB_HOME=$(CPLAB_HOME) $(BIN)/cplab report last"
 
 dashboard: $(STAMP)
 	$(BIN)/cplab dashboard

@@ -78,13 +78,9 @@ def _measure(
     """Runs, prints, publishes."""
     from service.report.json_report import result_json
     from service.report.terminal import print_result
-    from service.run.sweep import SweepKilledError, run_sweep
+    from service.run.sweep import run_sweep
 
-    try:
-        result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace, extra_environment)
-    except SweepKilledError as killed:
-        complain("killed", Exception(killed))
-        return ExitCode.INFRASTRUCTURE
+    result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace, extra_environment)
     if json_file is not None:
         json_file.write_text(result_json(result))
     print_result(result)
@@ -160,7 +156,7 @@ def _publish(home: Any, sweep_id: str) -> bool:
         published = publish(records, sweep_id, load_result(records, sweep_id), home)
     except Exception as error:  # whatever ails a tracker, the measurement stands
         known = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
-        complain("warning", Exception(f"not published, `cplab sync` does it later: {known}"))
+        complain("warning", f"not published, `cplab sync` does it later: {known}")
         return False
     finally:
         records.close()

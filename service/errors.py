@@ -18,3 +18,7 @@ class ExitCode(IntEnum):
 
 class InfrastructureError(Exception):
     """A cluster, a rank or a store that failed. The command line prints it in one line and exits with 4."""
+
+
+class SweepKilledError(BaseException):
+    """SIGTERM or Ctrl-C: the sweep ends here and now. Not an Exception, so that nothing on the way takes it for a failure."""

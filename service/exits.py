@@ -11,7 +11,7 @@ from typing import ParamSpec
 import typer
 
 from experiments.errors import UserError
-from service.errors import ExitCode, InfrastructureError
+from service.errors import ExitCode, InfrastructureError, SweepKilledError
 
 P = ParamSpec("P")
 
@@ -29,6 +29,9 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         except InfrastructureError as error:
             complain("failed", error)
             code = ExitCode.INFRASTRUCTURE
+        except SweepKilledError as error:
+            complain("killed", error)
+            code = ExitCode.INFRASTRUCTURE
         except Exception as error:  # a bug of ours, a full disk: never exit code 1, which says "regression"
             traceback.print_exc()
             complain("failed", error)
@@ -38,5 +41,5 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
     return run
 
 
-def complain(word: str, error: Exception) -> None:
+def complain(word: str, error: BaseException | str) -> None:
     print(f"cplab: {word}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -50,8 +50,7 @@ def aa(
     from service.calibrate.study import Plan
 
     plans = [Plan("aa", seed + i, 0.0, loaded) for i in range(comparisons)]
-    with Neighbour(seed) if loaded else contextlib.nullcontext():
-        _run(plans, out, overrides or [], plain)
+    _run(plans, out, overrides or [], plain, Neighbour(seed) if loaded else contextlib.nullcontext())
     return ExitCode.FINE
 
 
@@ -84,25 +83,27 @@ def live(
     plain: PlainOption = False,
 ) -> ExitCode:
     """Runs of one version each, in turn, as people compare them: what their rules are read on."""
-    from service.calibrate.live import run_live
+    from service.calibrate.live import read_live, run_live
     from service.calibrate.study import Study, study_spec
     from service.store.home import open_home
     from service.store.records import Records
 
     refuse_unwritable(("--out", out))
     spec = study_spec(overrides or [], 0, 0.0)
-    records = Records(open_home().records)
+    records = Records(open_home().calibration)
     try:
         with _group(plain, spec) as group:
             wait_us = Study(records, group, overrides or []).pilot_us() * planted_pct / 100 if planted_pct else 0.0
-            for number in range(comparisons):
+            done = {made.seed for made in read_live(out) if made.planted_pct == planted_pct} if out.exists() else set()
+            for number in (i for i in range(comparisons) if seed + i not in done):
                 made = run_live(group, study_spec(overrides or [], seed + number, wait_us), platform.node(), planted_pct)
                 with out.open("a") as file:
                     file.write(made.model_dump_json() + "\n")
-                print(
-                    f"{number + 1}/{comparisons}: {', '.join(k for k, v in made.verdicts().items() if v) or 'no rule'} differs",
-                    flush=True,
+                said = (
+                    "; ".join(f"{rule}: {word.name}" for rule, word in made.verdicts().items() if word)
+                    or "no rule sees a difference"
                 )
+                print(f"{number + 1}/{comparisons}: {said}", flush=True)
     finally:
         records.close()
     return ExitCode.FINE
@@ -155,8 +156,14 @@ def summary(
     return ExitCode.FINE
 
 
-def _run(plans: list[Plan], out: Path, overrides: list[str], plain: bool) -> None:
-    """Makes the comparisons that the file does not hold yet."""
+def _run(
+    plans: list[Plan],
+    out: Path,
+    overrides: list[str],
+    plain: bool,
+    beside: contextlib.AbstractContextManager[object] | None = None,
+) -> None:
+    """Makes the comparisons that the file does not hold yet, beside what is given."""
     from service.calibrate.recording import read, write
     from service.calibrate.study import Study, study_spec
     from service.store.home import open_home
@@ -167,9 +174,9 @@ def _run(plans: list[Plan], out: Path, overrides: list[str], plain: bool) -> Non
     done = {(r.kind, r.seed, r.planted_pct, r.loaded) for r in read([out])} if out.exists() else set()
     left = [p for p in plans if (p.kind, p.seed, p.planted_pct, p.is_loaded) not in done]
     print(f"{len(plans) - len(left)} of {len(plans)} comparisons are in {out}")
-    records = Records(open_home().records)
+    records = Records(open_home().calibration)
     try:
-        with _group(plain, spec) as group:
+        with beside or contextlib.nullcontext(), _group(plain, spec) as group:
             study = Study(records, group, overrides)
             for number, plan in enumerate(left, 1):
                 made = study.compare(plan)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
+from experiments.errors import UserError
 from experiments.names import Verdict
 from service.calibrate.recording import LaunchSamples, Recording, evidence_after
 from service.judge.comparison import SAME_ERROR, Comparison, Evidence
@@ -68,8 +71,10 @@ def rerun(recordings: Sequence[Recording], times: int, indifference_pct: float, 
     """
     rng = random.Random(seed)
     looks = recordings[0].looks
-    pool = [_Launch(launch.log_ratio, launch.log_ratio_min) for r in recordings for launch in r.launches]
-    ends = [run_rule(_Drawn(pool, rng), looks, indifference_pct) for _ in range(times)]
+    if any(r.looks != looks for r in recordings):
+        raise UserError("FILE: these recordings were made under different plans of looks: summarise each plan by itself")
+    pool = [(launch.log_ratio, launch.log_ratio_min) for r in recordings for launch in r.launches]
+    ends = [_run_rule(_Drawn(pool, rng), looks, indifference_pct) for _ in range(times)]
     return FalseAlarms(
         Rate(sum(end.comparison.ratio.excludes(1) for end in ends), times),
         Rate(sum(end.verdict in (Verdict.FASTER, Verdict.SLOWER) and not end.is_small for end in ends), times),
@@ -87,28 +92,23 @@ class End:
     comparison: Comparison
 
 
-class _Launch:
-    def __init__(self, log_ratio: float, log_ratio_min: float) -> None:
-        self.log_ratio, self.log_ratio_min = log_ratio, log_ratio_min
-
-
 class _Drawn:
     """An endless comparison: launches as the rule asks for them."""
 
-    def __init__(self, pool: Sequence[_Launch], rng: random.Random) -> None:
+    def __init__(self, pool: Sequence[tuple[float, float]], rng: random.Random) -> None:
         self._pool, self._rng = pool, rng
         self._logs: list[float] = []
         self._logs_min: list[float] = []
 
     def first(self, launches: int, looks: Looks) -> Evidence:
         while len(self._logs) < launches:
-            drawn, sign = self._rng.choice(self._pool), self._rng.choice((1, -1))
-            self._logs.append(sign * drawn.log_ratio)
-            self._logs_min.append(sign * drawn.log_ratio_min)
+            (log, log_min), sign = self._rng.choice(self._pool), self._rng.choice((1, -1))
+            self._logs.append(sign * log)
+            self._logs_min.append(sign * log_min)
         return Evidence(tuple(self._logs), tuple(self._logs_min), looks.share(launches), launches)
 
 
-def run_rule(drawn: _Drawn, looks: Looks, indifference_pct: float) -> End:
+def _run_rule(drawn: _Drawn, looks: Looks, indifference_pct: float) -> End:
     """Look by look until a verdict stands, as the controller does for a sweep of one comparison."""
     for launches in looks.planned:
         comparison = drawn.first(launches, looks).read(LEVEL, SAME_ERROR)
@@ -140,9 +140,6 @@ class PowerPoint:
 
 def power_curve(recordings: Sequence[Recording]) -> list[PowerPoint]:
     """By planted size."""
-    import math
-    from statistics import median
-
     points = []
     for pct in sorted({r.planted_pct for r in recordings}):
         group = [r for r in recordings if r.planted_pct == pct]
@@ -160,13 +157,11 @@ def power_curve(recordings: Sequence[Recording]) -> list[PowerPoint]:
     return points
 
 
-def first_alarm(launches: Sequence[LaunchSamples], looks: Looks, indifference_pct: float) -> int | None:
-    """After how many of these recorded launches the rule says FASTER or SLOWER; None when it does not."""
-    for count in looks.planned:
-        if count > len(launches):
-            return None
+def rule_on(launches: Sequence[LaunchSamples], looks: Looks, indifference_pct: float) -> End:
+    """Where the rule stops on recorded launches: at a verdict, or with the last of them."""
+    for count in (n for n in looks.planned if n <= len(launches)):
         comparison = evidence_after(launches[:count], looks).read(LEVEL, SAME_ERROR)
-        verdict = judge(comparison, indifference_pct).verdict
-        if verdict is not Verdict.UNRESOLVED:
-            return count if verdict in (Verdict.FASTER, Verdict.SLOWER) else None
-    return None
+        judgement = judge(comparison, indifference_pct)
+        if judgement.verdict is not Verdict.UNRESOLVED:
+            break
+    return End(count, judgement.verdict, judgement.is_small, comparison)

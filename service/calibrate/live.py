@@ -11,7 +11,7 @@ from experiments.errors import UserError
 from experiments.names import BASELINE_ARM
 from experiments.spec.experiment import ExperimentSpec
 from service.calibrate.recording import OTHER_ARM
-from service.calibrate.rivals import RIVALS
+from service.calibrate.rivals import RIVALS, Said
 from service.run.orders import block_of, warm_up_of
 from service.run.rank_group import RankGroup
 from workers.messages import BlockReport, PrepareCell
@@ -31,10 +31,10 @@ class LiveComparison(BaseModel):
     baseline_us: tuple[tuple[float, ...], ...]
     other_us: tuple[tuple[float, ...], ...]
 
-    def verdicts(self) -> dict[str, bool]:
-        """What each rival says of it: whether the versions differ."""
+    def verdicts(self) -> dict[str, Said]:
+        """What each rival says of it."""
         return {
-            rival.name: rival.differ(self.baseline_us[: rival.runs], self.other_us[: rival.runs])
+            rival.name: rival.says(self.baseline_us[: rival.runs], self.other_us[: rival.runs])
             for rival in RIVALS
             if rival.is_in_turn or rival.runs == 1
         }
@@ -75,8 +75,8 @@ def read_live(path: Path) -> Iterator[LiveComparison]:
     """
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"--live: {str(path)!r} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--live: {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     for number, line in enumerate(lines, 1):
         try:
             yield LiveComparison.model_validate_json(line)

@@ -117,8 +117,10 @@ def read(paths: Iterable[Path]) -> Iterator[Recording]:
     for path in paths:
         try:
             lines = path.read_text().splitlines()
-        except OSError as error:
-            raise UserError(f"FILE: {str(path)!r} cannot be read: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"FILE: {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}"
+            ) from None
         for number, line in enumerate(lines, 1):
             try:
                 yield Recording.model_validate_json(line)

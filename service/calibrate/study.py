@@ -13,9 +13,12 @@ from statistics import median
 from typing import Literal
 
 from experiments import catalogue
+from experiments.errors import SpecError
 from experiments.names import BASELINE_ARM
 from experiments.spec.experiment import ExperimentSpec
 from service.calibrate.recording import OTHER_ARM, LaunchSamples, Recording
+from service.errors import InfrastructureError
+from service.judge.judging import regime_of
 from service.judge.results import CellRecord, SweepResult
 from service.judge.samples import Sample, by_launch, reduce_trials
 from service.run.controller import Action, Observer
@@ -41,7 +44,7 @@ CELL = (
     "measurement.control_trials=2",
     "measurement.warmup_trials=4",
 )
-"""Small enough for a comparison in about 5 s on two cores: many comparisons matter here, not what is in the cell."""
+"""Small enough for a comparison in 5 to 10 s on two cores: many comparisons matter here, not what is in the cell."""
 
 POWER_PLAN = ("measurement.launches=8", "measurement.max_launches=20", "measurement.time_budget_s=30")
 """How long a planted slow-down is looked for."""
@@ -63,8 +66,15 @@ def study_spec(overrides: Sequence[str], seed: int, wait_us: float) -> Experimen
     Raises:
         SpecError: An override that cannot be.
     """
+    if taken := [change for change in overrides if change.split("=")[0].split(".")[0] in ("arms", "seed")]:
+        raise SpecError(f"--set {taken[0]}: a study sets its own arms and seeds; see --planted-pct and --seed")
     arms = f"arms={{{BASELINE_ARM}: {{schedule: serial}}, {OTHER_ARM}: {{schedule: serial, planted_wait_us: {wait_us!r}}}}}"
-    return catalogue.load("quickstart", [*CELL, *overrides, f"seed={seed}", arms])
+    spec = catalogue.load("quickstart", [*CELL, *overrides, f"seed={seed}", arms])
+    if (cells := len(spec.expand().cells)) != 1:
+        raise SpecError(
+            f"--set: a study has one cell, and these overrides make {cells}: give one value for each of cells.* and workload.*"
+        )
+    return spec
 
 
 class LastingGroup(RankGroup):
@@ -95,7 +105,9 @@ class Study:
         if self._pilot_us is None:
             spec = study_spec([*self._overrides, "measurement.launches=5", "measurement.max_launches=5"], 0, 0.0)
             record, _ = self._measure(spec)
-            self._pilot_us = median(s.max_us for s in reduce_trials(record.trials) if s.variant == BASELINE_ARM)
+            self._pilot_us = median(
+                s.max_us for s in reduce_trials(record.trials, regime_of(record)) if s.variant == BASELINE_ARM
+            )
         return self._pilot_us
 
     def compare(self, plan: Plan) -> Recording:
@@ -104,8 +116,6 @@ class Study:
         Raises:
             InfrastructureError: The ranks were lost, or the cell was found wrong: no comparison then.
         """
-        from service.errors import InfrastructureError
-
         pilot_us = self.pilot_us() if plan.planted_pct else 0.0
         wait_us = round(pilot_us * plan.planted_pct / 100, 3)
         spec = study_spec(self._overrides, plan.seed, wait_us)
@@ -153,7 +163,7 @@ class Study:
 def launches_of(record: CellRecord) -> tuple[LaunchSamples, ...]:
     """The pairs of each launch, in the order of blocks and rows."""
     found = []
-    for samples in by_launch(s for s in reduce_trials(record.trials) if s.kind == "arms").values():
+    for samples in by_launch(s for s in reduce_trials(record.trials, regime_of(record)) if s.kind == "arms").values():
         rows: dict[tuple[int, int], dict[str, Sample]] = {}
         for sample in samples:
             rows.setdefault((sample.block, sample.row), {})[sample.variant] = sample

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun
 from service.calibrate.live import LiveComparison
 from service.calibrate.recording import Recording
-from service.calibrate.rivals import compare_rivals
+from service.calibrate.rivals import Said, compare_rivals
 
 PLANTED_PCT = 5.0
 """The effect that the rivals have to find."""
@@ -22,7 +22,12 @@ def alarms_table(recordings: Sequence[Recording], reruns: int, indifference_pct:
             continue
         rows = [(words, false_alarms(equal))]
         if reruns:
-            rows.append((f"{words}, rule run again on the recorded launches", rerun(equal, reruns, indifference_pct)))
+            rows.append(
+                (
+                    f"{words}, rule run again on the recorded launches (bounds: of the drawing alone)",
+                    rerun(equal, reruns, indifference_pct),
+                )
+            )
         lines += [f"| {name} | {found.excluding.words} | {found.claims.words} | {found.same.words} |" for name, found in rows]
     return "\n".join(lines) + "\n"
 
@@ -48,9 +53,12 @@ def rivals_table(recordings: Sequence[Recording], indifference_pct: float) -> st
     slower = [r for r in recordings if r.kind == "power" and r.planted_pct == PLANTED_PCT]
     if not equal or not slower:
         return f"no table of rivals: it takes quiet A/A recordings ({len(equal)}) and such with {PLANTED_PCT:g} % planted ({len(slower)})\n"
-    lines = [f"| rule | false alarms | {PLANTED_PCT:g} % found | launches | seconds of trials |", "|---|---|---|---|---|"]
+    lines = [
+        f"| rule | false alarms | {PLANTED_PCT:g} % found (slower) | launches | seconds of trials |",
+        "|---|---|---|---|---|",
+    ]
     lines += [
-        f"| {row.name} | {row.false_alarms.words} | {row.found.words} | {row.launches:g} | {row.trials_s:.2f} |"
+        f"| {row.name} | {row.false_alarms.words} | {row.found.words} | {row.launches:.1f} | {row.trials_s:.2f} |"
         for row in compare_rivals(equal, slower, indifference_pct)
     ]
     return "\n".join(lines) + "\n"
@@ -63,6 +71,13 @@ def live_table(comparisons: Sequence[LiveComparison]) -> str:
     heads = [f"live, {pct:g} % planted" if pct else "live, equal versions" for pct in groups]
     lines = [f"| rule | {' | '.join(heads)} |", f"|---|{'---|' * len(groups)}"]
     for name in names:
-        of = [[c.verdicts()[name] for c in comparisons if c.planted_pct == pct] for pct in groups]
+        of = [
+            [
+                c.verdicts()[name] is Said.SLOWER if pct else c.verdicts()[name] is not Said.NOTHING
+                for c in comparisons
+                if c.planted_pct == pct
+            ]
+            for pct in groups
+        ]
         lines.append(f"| {name} | {' | '.join(Rate(sum(said), len(said)).words for said in of)} |")
     return "\n".join(lines) + "\n"

@@ -6,10 +6,11 @@ join around a gather of nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.judge.interval import Interval, fieller_interval, mean_interval, standard_error
+from service.judge.interval import Interval, fieller_interval, jackknife_interval, standard_error
 
 MIN_GATHER_US = 2.0
 MIN_GATHER_ERRORS = 3.0
@@ -60,25 +61,46 @@ class Account:
 
 def account(arm: ArmTimes, serial: ArmTimes) -> Account:
     """The account of `arm` beside `serial` of the same payload, transport and stages."""
-    gather_us = serial.total_us - serial.compute_us
-    ideal_us = arm.compute_us + max(0.0, gather_us - arm.window_us)
-    tax_us = arm.zero_byte_us - arm.compute_us
-    return Account(
+    return _account(
         total_us=arm.total_us,
         compute_us=arm.compute_us,
-        exposed_us=arm.total_us - arm.compute_us,
-        gather_us=gather_us,
+        gather_us=serial.total_us - serial.compute_us,
         window_us=arm.window_us,
+        tax_us=arm.zero_byte_us - arm.compute_us,
+        saved_us=serial.total_us - arm.total_us,
+    )
+
+
+def mean_account(accounts: Sequence[Account]) -> Account:
+    """The account of the launches' mean times. A mean of their ideals would be too high: where G is about W, noise of either sign adds to
+    max(0, G - W), and more launches do not help."""
+    mean = {
+        name: math.fsum(getattr(a, name) for a in accounts) / len(accounts)
+        for name in ("total_us", "compute_us", "gather_us", "window_us", "fork_join_tax_us", "saved_us")
+    }
+    return _account(tax_us=mean.pop("fork_join_tax_us"), **mean)
+
+
+def _account(
+    *, total_us: float, compute_us: float, gather_us: float, window_us: float, tax_us: float, saved_us: float
+) -> Account:
+    ideal_us = compute_us + max(0.0, gather_us - window_us)
+    return Account(
+        total_us=total_us,
+        compute_us=compute_us,
+        exposed_us=total_us - compute_us,
+        gather_us=gather_us,
+        window_us=window_us,
         ideal_us=ideal_us,
         fork_join_tax_us=tax_us,
-        contention_us=arm.total_us - ideal_us - tax_us,
-        saved_us=serial.total_us - arm.total_us,
+        contention_us=total_us - ideal_us - tax_us,
+        saved_us=saved_us,
     )
 
 
 @dataclass(frozen=True)
 class AccountSummary:
-    """Accounts over launches: means with intervals, us; `hidden` with Fieller's, never clipped, None where G is lost in noise."""
+    """The account of the launches' means, with intervals over launches, us; `hidden` with Fieller's, never clipped, None where G is lost in noise."""
 
     total_us: Interval
     compute_us: Interval
@@ -101,7 +123,11 @@ def summarise(accounts: Sequence[Account], confidence: float) -> AccountSummary:
     """
 
     def over_launches(name: str) -> Interval:
-        return mean_interval([getattr(a, name) for a in accounts], confidence)
+        return jackknife_interval(accounts, lambda some: float(getattr(mean_account(some), name)), confidence)
+
+    def hidden_ideal(some: Sequence[Account]) -> float:
+        mean = mean_account(some)
+        return mean.coverable_us / mean.gather_us if mean.gather_us else math.nan
 
     gathers = [a.gather_us for a in accounts]
     mean_us = sum(gathers) / len(gathers)
@@ -122,5 +148,5 @@ def summarise(accounts: Sequence[Account], confidence: float) -> AccountSummary:
             )
         },
         hidden=fieller_interval([a.covered_us for a in accounts], gathers, confidence) if is_clear else None,
-        hidden_ideal=fieller_interval([a.coverable_us for a in accounts], gathers, confidence) if is_clear else None,
+        hidden_ideal=jackknife_interval(accounts, hidden_ideal, confidence) if is_clear else None,
     )

@@ -45,13 +45,21 @@ class ChangeEvidence:
         return self.before.share * self.after.share
 
     @cached_property
-    def _slowest(self) -> tuple[float, float, float]:
+    def _slowest(self) -> tuple[float, float, int]:
         return _welch(self.before.logs, self.after.logs)
 
     @property
     def p_value(self) -> float:
         """Of an unchanged ratio."""
         return min(1.0, two_sided_p(*self._slowest) / self.share)
+
+    @property
+    def p_claim(self) -> float:
+        """Of there being no change to claim: both the slowest and the fastest ranks have to bear it out (see `Evidence.p_claim`)."""
+        mean, error, degrees = _welch(self.before.logs_min, self.after.logs_min)
+        if mean * self._slowest[0] < 0:
+            return 1.0
+        return max(self.p_value, min(1.0, two_sided_p(mean, error, degrees) / self.share))
 
     def p_same(self, indifference_pct: float) -> float:
         """Of a change beyond the indifference band: two one-sided tests."""
@@ -78,17 +86,19 @@ class ChangeEvidence:
         )
 
 
-def _welch(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """Difference of the means, its standard error, and Satterthwaite's degrees of freedom."""
+def _welch(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, int]:
+    """Difference of the means, its standard error, and degrees of freedom: those of the smaller side.
+
+    Satterthwaite's are right on the average and too many far out in the tail, where shares of looks and families of rows are read (with 8 and 5
+    launches and one side four times as noisy, 0.1 % was really 0.28 %); those of the smaller side are never too many (Hsu, Stat. Res. Mem. 2, 1938;
+    Mickey and Brown, Ann. Math. Stat. 37, 1966).
+    """
     mean = math.fsum(after) / len(after) - math.fsum(before) / len(before)
-    first, second = standard_error(before) ** 2, standard_error(after) ** 2
-    if first + second == 0:
-        return mean, 0.0, len(before) + len(after) - 2
-    degrees = (first + second) ** 2 / (first**2 / (len(before) - 1) + second**2 / (len(after) - 1))
-    return mean, math.sqrt(first + second), degrees
+    error = math.hypot(standard_error(before), standard_error(after))
+    return mean, error, min(len(before), len(after)) - 1
 
 
-def _around(welch: tuple[float, float, float], confidence: float) -> Interval:
+def _around(welch: tuple[float, float, int], confidence: float) -> Interval:
     mean, error, degrees = welch
     half = t_quantile(confidence, degrees) * error
     return Interval(mean, mean - half, mean + half).map_exp()
@@ -152,7 +162,7 @@ def compare_sweeps(before: JudgedSweep, after: JudgedSweep) -> Changes:
     plan = after.spec.measurement
     level, level_same = 1 - plan.confidence, SAME_ERROR
     if found:
-        level = discovery_level([e.p_value for e in found], level)
+        level = discovery_level([e.p_claim for e in found], level)
         level_same = discovery_level([e.p_same(plan.indifference_pct) for e in found], SAME_ERROR)
     rows = []
     for cell_id, old, new in pairs:

@@ -76,6 +76,17 @@ class Evidence:
         """Of equal times, valid at any planned look: a 1 - p interval at this look just touches 1."""
         return min(1.0, two_sided_p(self._mean, self._error, len(self.logs) - 1) / self.share)
 
+    @property
+    def p_claim(self) -> float:
+        """Of there being nothing to claim: FASTER and SLOWER need the slowest and the fastest ranks, so the larger of both p-values, and 1
+        where they point apart (an intersection-union test). What discoveries are counted by: counted by the slowest ranks alone, claims that
+        the fastest then strike out would have paid for the level of those that stay."""
+        mean_min = math.fsum(self.logs_min) / len(self.logs_min)
+        if mean_min * self._mean < 0:
+            return 1.0
+        p_min = two_sided_p(mean_min, standard_error(self.logs_min), len(self.logs_min) - 1) / self.share
+        return min(1.0, max(self.p_value, p_min))
+
     def p_same(self, indifference_pct: float) -> float:
         """Of an effect outside the indifference band (two one-sided tests), valid at any planned look."""
         if indifference_pct == 0:

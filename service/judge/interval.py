@@ -8,9 +8,12 @@ not make an interval narrower than the launches allow. A percentile bootstrap of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,25 @@ def mean_interval(values: Sequence[float], confidence: float) -> Interval:
         return Interval(mean, -math.inf, math.inf)
     half = t_quantile(confidence, len(values) - 1) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def jackknife_interval(values: Sequence[T], statistic: Callable[[Sequence[T]], float], confidence: float) -> Interval:
+    """A smooth statistic of one value a launch: its figure over all of them, and Student's t with the delete-one standard error
+    (Tukey, Ann. Math. Stat. 29, 1958). For a mean it is `mean_interval`.
+
+    Raises:
+        ValueError: No values.
+    """
+    if not values:
+        raise ValueError("an interval needs values")
+    estimate, n = statistic(values), len(values)
+    if n < 2:
+        return Interval(estimate, -math.inf, math.inf)
+    without = [statistic([*values[:i], *values[i + 1 :]]) for i in range(n)]
+    centre = math.fsum(without) / n
+    error = math.sqrt((n - 1) / n * math.fsum((v - centre) ** 2 for v in without))
+    half = t_quantile(confidence, n - 1) * error
+    return Interval(estimate, estimate - half, estimate + half)
 
 
 def fieller_interval(numerators: Sequence[float], denominators: Sequence[float], confidence: float) -> Interval | None:

@@ -52,9 +52,9 @@ class Judged:
     confidence: float
 
 
-def judge_sweep(records: Sequence[CellRecord], spec: ExperimentSpec) -> Judged:
-    """Right first, then a number, then a reason for it."""
-    readings = [_read(record, spec) for record in records]
+def judge_sweep(records: Sequence[CellRecord], spec: ExperimentSpec, at_planned_looks: bool = False) -> Judged:
+    """Right first, then a number, then a reason for it. `at_planned_looks`: comparisons rest on the launches up to each cell's last planned look."""
+    readings = [_read(record, spec, at_planned_looks) for record in records]
     levels = _levels(readings, spec)
     cells = tuple(_judge_cell(reading, spec, levels) for reading in readings)
     return Judged(cells, _check_aa(readings, spec), 1 - levels.difference)
@@ -68,8 +68,8 @@ def evidence_in(record: CellRecord, spec: ExperimentSpec) -> dict[str, Evidence 
 def is_decided(record: CellRecord, spec: ExperimentSpec, num_comparisons: int) -> bool:
     """Whether a cell needs no further launch: every arm's verdict stands, or its interval is as narrow as asked.
 
-    Read as if no other comparison of the sweep's `num_comparisons` were a discovery: whatever the others turn out to be, the
-    level can only become less strict.
+    Read as if no other comparison of the sweep's `num_comparisons` were a discovery: whatever the others turn out to be, the level can
+    only become less strict. FASTER and SLOWER so stand; a SAME may yet become a small difference.
     """
     reading, plan = _read(record, spec), spec.measurement
     levels = _Levels((1 - plan.confidence) / num_comparisons, SAME_ERROR / num_comparisons)
@@ -82,12 +82,17 @@ def is_decided(record: CellRecord, spec: ExperimentSpec, num_comparisons: int) -
     return all(max(c.ratio.high / c.ratio.estimate, c.ratio.estimate / c.ratio.low) <= 1 + plan.precision_pct / 100 for c in read)
 
 
-def _read(record: CellRecord, spec: ExperimentSpec) -> _Reading:
+def _read(record: CellRecord, spec: ExperimentSpec, at_planned_looks: bool = False) -> _Reading:
     plan = spec.measurement
     looks = Looks(plan.launches, plan.last_launches)
     samples = reduce_trials(record.trials, regime_of(record)) if not record.faults else []
+    compared = samples
+    if at_planned_looks:
+        launches = list(by_launch(samples))
+        read = set(launches[: looks.last_planned(len(launches))])
+        compared = [s for s in samples if s.launch in read]
     others = [*(name for name in spec.arms if name != BASELINE_ARM), AA_ARM]
-    return _Reading(record, samples, {name: evidence_of(samples, name, BASELINE_ARM, looks) for name in others})
+    return _Reading(record, samples, {name: evidence_of(compared, name, BASELINE_ARM, looks) for name in others})
 
 
 def regime_of(record: CellRecord) -> Regime:
@@ -100,7 +105,7 @@ def _levels(readings: Sequence[_Reading], spec: ExperimentSpec) -> _Levels:
     if not found:
         return _Levels(rate, SAME_ERROR)
     return _Levels(
-        discovery_level([e.p_value for e in found], rate),
+        discovery_level([e.p_claim for e in found], rate),
         discovery_level([e.p_same(spec.measurement.indifference_pct) for e in found], SAME_ERROR),
     )
 

@@ -4,9 +4,10 @@ A comparison that is read again and again until it says something says it too of
 launches, the last after `last`, a few between in geometric steps, and the error of 5 % is shared out among them in advance, in
 proportion to the launches that each one adds (a linear spending function, Lan and DeMets, Biometrika 70, 1983). At a look after n launches
 the interval is Student's t at 1 - alpha w(n); by the union bound all the looks' intervals hold together, whatever the dependence between
-them and whenever the run stops (repeated confidence intervals: Jennison and Turnbull, J. R. Stat. Soc. B 51, 1989).
+them and at whichever look the run stops (repeated confidence intervals: Jennison and Turnbull, J. R. Stat. Soc. B 51, 1989).
 
-The union bound is wider than boundaries from the joint normal law of the looks by a tenth or less here, and needs neither that law nor a table.
+The union bound is wider than boundaries from the joint normal law of the looks: by 8 % at the last of 8, 13, 20 and by 9 % at the last of 5, 8
+(simulated); it needs neither that law nor a table.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ class Looks:
         ratio = self.last / self.first
         return tuple(sorted({round(self.first * ratio ** (i / steps)) for i in range(steps + 1)} if steps else {self.first}))
 
+    def last_planned(self, launches: int) -> int:
+        """The last planned look at or before so many launches; 0 before the first. What may be read where the run was stopped, or is being
+        watched, by someone who saw the data: readings between looks are not paid for then."""
+        return max((n for n in self.planned if n <= launches), default=0)
+
     def share(self, launches: int) -> float:
         """w(n): the share of the error that a reading after `launches` launches spends.
 
-        A run that ends between two looks (a time budget, a kill) is read once more, then and there: that spends the launches since the
-        last planned look, which is less than the next look would have.
+        A run that ends between two looks by time or accident, not by what was seen, is read once more, then and there: that spends the
+        launches since the last planned look, which is less than the next look would have.
         """
         assert launches >= 1, "nothing to look at"
         counted = min(launches, self.last)

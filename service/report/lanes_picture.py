@@ -31,7 +31,7 @@ COLOURS: dict[str, str] = {
     "logits": "#9d755d",
     "filler": "#c9c2b6",
     "carry": "#7f6d5f",
-    "planted wait": "#d4d4d4",
+    Part.WAIT: "#d4d4d4",
 }
 WORDS: dict[str, str] = {
     GATHER: "gather: pad, trim, re-range",

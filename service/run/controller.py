@@ -364,7 +364,7 @@ class Controller:
         arm = error.fault.arm if error.fault else "*"
         self._invalidate(task, [Fault(arm, task.action, str(error))])
         # The ranks are gone: the cells left in this launch need new ones.
-        if self.tasks and self.tasks[0].action not in (Action.LAUNCH, Action.CLOSE):
+        if self.tasks and self.tasks[0].cell is not None:
             self.tasks.appendleft(Task(Action.LAUNCH, task.cp_size, task.launch))
 
     def _tell(self, event: str, *values: object) -> None:

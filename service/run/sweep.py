@@ -1,12 +1,14 @@
-"""A sweep from spec to verdict: check everything, connect, measure, judge from the records, publish."""
+"""A sweep from spec to verdict: check everything, connect, measure, judge from the records."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +23,7 @@ from experiments.names import METHODOLOGY_VERSION, Device, SweepStatus
 from experiments.spec.cell import Cell
 from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
+from service.errors import ExitCode, SweepKilledError
 from service.judge.change import JudgedSweep
 from service.judge.judging import is_decided, judge_sweep
 from service.judge.results import SweepResult
@@ -34,9 +37,8 @@ from service.run.resources import refuse_what_this_machine_cannot_hold
 from service.store.home import Home
 from service.store.records import Records
 
-
-class SweepKilledError(BaseException):
-    """SIGTERM or Ctrl-C: the sweep ends here and now. Not an Exception, so that nothing on the way takes it for a failure."""
+CLEAN_UP_S = 10.0
+"""After a kill what is still alive is left to its own devices."""
 
 
 def check(spec: ExperimentSpec) -> Expansion:
@@ -159,7 +161,8 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
         )
     spec = ExperimentSpec.model_validate(row["spec"])
     cells = records.cells(sweep_id)
-    judged = judge_sweep(cells, spec)
+    status = SweepStatus(row["status"])
+    judged = judge_sweep(cells, spec, at_planned_looks=status in (SweepStatus.RUNNING, SweepStatus.KILLED))
     aa, is_flagged = judged.aa, set(judged.aa.flagged)
     if is_flagged:
         preflight = row["environment"].get("preflight", [])
@@ -167,7 +170,7 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
     return SweepResult(
         sweep_id=sweep_id,
         experiment=row["experiment"],
-        status=SweepStatus(row["status"]),
+        status=status,
         spec_hash=row["spec_hash"],
         environment={**row["environment"], "launches": records.launches(sweep_id)},
         cells=judged.cells,
@@ -218,6 +221,10 @@ def _signals_raise() -> Iterator[None]:
 
     def kill(number: int, _: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # A signal to the whole process group ends Ray's own servers too, and its client then waits a minute for them.
+        last_word = threading.Timer(CLEAN_UP_S, os._exit, (ExitCode.INFRASTRUCTURE,))
+        last_word.daemon = True
+        last_word.start()
         raise SweepKilledError(f"ended by {signal.Signals(number).name}")
 
     before = {number: signal.signal(number, kill) for number in (signal.SIGTERM, signal.SIGINT)}

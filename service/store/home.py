@@ -29,6 +29,11 @@ class Home:
         return self.folder / "artifacts"
 
     @property
+    def calibration(self) -> Path:
+        """Records of `cplab calibrate`: hundreds of sweeps that are nobody's results."""
+        return self.folder / "calibration.db"
+
+    @property
     def traces(self) -> Path:
         return self.folder / "traces"
 

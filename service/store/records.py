@@ -213,7 +213,7 @@ class Records:
         Raises:
             UserError: None or several.
         """
-        return choose_sweep(word, self._sweep_ids(), "the records")
+        return choose_sweep(word, self._sweep_ids(), "the records under CPLAB_HOME")
 
     def _sweep_ids(self) -> list[str]:
         """Newest first."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import UserError
+from experiments.errors import SpecError, UserError
 from experiments.names import Verdict
-from service.calibrate.error_rates import Rate, false_alarms, first_alarm, power_curve, rerun
+from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun, rule_on
 from service.calibrate.live import LiveComparison, read_live, run_live
 from service.calibrate.recording import LaunchSamples, Recording, read, write
-from service.calibrate.rivals import RIVALS, asv, compare_rivals, threshold, welch
+from service.calibrate.rivals import RIVALS, Said, asv, asv_samples, compare_rivals, regression, welch
 from service.calibrate.simulation import MODELS, coverage
 from service.calibrate.study import Plan, Study, lasting, study_spec
 from service.calibrate.tables import alarms_table, live_table, power_table, rivals_table
@@ -24,14 +24,20 @@ from service.run.local_ranks import local_group
 from service.store.records import Records
 
 
-def make_launch(rng: random.Random, other: float = 1.0, level: float = 1.0, noise: float = 0.02, pairs: int = 12) -> LaunchSamples:
+def make_launch(
+    rng: random.Random, other: float = 1.0, level: float = 1.0, noise: float = 0.02, pairs: int = 12
+) -> LaunchSamples:
     def times(factor: float) -> tuple[float, ...]:
         return tuple(1000 * level * factor * math.exp(rng.gauss(0, noise)) for _ in range(pairs))
 
-    return LaunchSamples(baseline_us=times(1), other_us=times(other), baseline_min_us=times(0.99), other_min_us=times(0.99 * other))
+    return LaunchSamples(
+        baseline_us=times(1), other_us=times(other), baseline_min_us=times(0.99), other_min_us=times(0.99 * other)
+    )
 
 
-def make_recording(seed: int, planted_pct: float = 0.0, launches: int = 8, verdict: Verdict | None = None, **changes) -> Recording:
+def make_recording(
+    seed: int, planted_pct: float = 0.0, launches: int = 8, verdict: Verdict | None = None, **changes
+) -> Recording:
     rng = random.Random(seed)
     made = tuple(make_launch(rng, 1 + planted_pct / 100, math.exp(rng.gauss(0, 0.1))) for _ in range(launches))
     values = {
@@ -113,10 +119,9 @@ def test_power_is_read_against_what_was_planted():
 
 
 def test_the_recorded_rule_stops_where_the_service_would():
-    slower = make_recording(1, 20.0)
-    assert first_alarm(slower.launches, Looks(5, 8), 1.0) == 5
-    assert first_alarm(make_recording(2).launches, Looks(5, 8), 1.0) is None
-    assert first_alarm(slower.launches[:4], Looks(5, 8), 1.0) is None  # no look before the first
+    end = rule_on(make_recording(1, 20.0).launches, Looks(5, 8), 1.0)
+    assert (end.launches, end.verdict) == (5, Verdict.SLOWER)
+    assert rule_on(make_recording(2).launches, Looks(5, 8), 0.0).launches == 8
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -145,17 +150,30 @@ def test_the_habits_rule_calls_a_launchs_level_a_difference():
     """Two launches that differ by their levels alone: a t-test over trials says they differ, a paired comparison cannot."""
     rng = random.Random(0)
     first, second = make_launch(rng, level=1.0), make_launch(rng, level=1.1)
-    assert welch([first.baseline_us], [second.other_us])
-    assert not welch([first.baseline_us], [first.other_us])
+    assert welch([first.baseline_us], [second.other_us]) is Said.SLOWER
+    assert welch([second.baseline_us], [first.other_us]) is Said.FASTER
+    assert welch([first.baseline_us], [first.other_us]) is Said.NOTHING
 
 
-def test_thresholds_and_asv_need_both_size_and_evidence():
-    flat, up = (100.0, 101.0, 99.0, 100.5) * 5, (106.0, 107.0, 105.0, 106.5) * 5
-    assert threshold(min, 5)([flat], [up])
-    assert not threshold(min, 7)([flat], [up])
-    assert asv(1.025)([flat], [up])
-    assert not asv(1.1)([flat], [up])
-    assert not asv(1.025)([flat[:3]], [up[:3]])  # three samples cannot reach p < 0.002
+FLAT, UP = (100.0, 101.0, 99.0, 100.5) * 5, (106.0, 107.0, 105.0, 106.5) * 5
+
+
+def test_pytest_benchmark_sees_regressions_only():
+    assert regression(min, 5)([FLAT], [UP]) is Said.SLOWER
+    assert regression(min, 7)([FLAT], [UP]) is Said.NOTHING
+    assert regression(min, 5)([UP], [FLAT]) is Said.NOTHING
+
+
+def test_asv_needs_both_size_and_evidence():
+    assert asv(1.025, is_raw=True)([FLAT], [UP]) is Said.SLOWER
+    assert asv(1.025, is_raw=True)([UP], [FLAT]) is Said.FASTER
+    assert asv(1.1, is_raw=True)([FLAT], [UP]) is Said.NOTHING
+    assert asv(1.025, is_raw=True)([FLAT[:3]], [UP[:3]]) is Said.NOTHING  # three samples cannot reach p < 0.002
+
+
+def test_asv_averages_trials_into_its_samples():
+    assert asv_samples([5000.0, 7000.0] * 10) == [6000.0] * 5
+    assert asv_samples([20_000.0 + i for i in range(9)]) == [20_000.0 + i for i in range(5)]
 
 
 def test_rivals_take_disjoint_launches_and_the_service_pairs():
@@ -208,15 +226,15 @@ def test_live_runs_hold_one_version_a_launch(tmp_path: Path, study_group):
     path.write_text(made.model_dump_json() + "\n")
     assert list(read_live(path)) == [made]
     assert "| two runs and a t-test | 1 of 1" in live_table([made])
+    path.write_text("{}\n")
     with pytest.raises(UserError, match="no live comparison"):
-        path.write_text("{}\n")
         list(read_live(path))
 
 
 def test_equal_live_runs_are_equal():
     run = (1.0, 1.1, 0.9, 1.05) * 3
     same = LiveComparison(machine="m", seed=0, planted_pct=0, baseline_us=(run,) * 4, other_us=(run,) * 4)
-    assert not any(same.verdicts().values())
+    assert set(same.verdicts().values()) == {Said.NOTHING}
 
 
 def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -241,9 +259,35 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "service", "calibrate", "aa", "--out", str(tmp_path / "no" / "aa.jsonl")],
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("cplab: error: --out: no folder at")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("cells.cp_size=[1,2]", "one cell"),
+        ("cells.split=[zigzag,interleave]", "one cell"),
+        ("seed=4", "seeds"),
+        ("arms.other=1", "arms"),
+    ],
+)
+def test_a_study_refuses_what_it_sets_itself(override: str, says: str):
+    with pytest.raises(SpecError, match=says):
+        study_spec([override], 1, 0.0)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(UserError, match=r"picture\.png.*no text"):
+        list(read([tmp_path / "picture.png"]))
+
+
+def test_recordings_of_different_plans_are_not_pooled():
+    with pytest.raises(UserError, match="different plans"):
+        rerun([make_recording(1), make_recording(2, max_launches=20)], 5, 1.0)
