@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from statistics import median
+import random
+from statistics import mean, median
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from experiments.names import Device
 from experiments.spec.arms import ArmSpec
 from experiments.spec.simulation import SimulationSpec
-from service.judge.accounting import ArmTimes, account, summarise
+from service.judge.accounting import ArmTimes, account, mean_account, summarise
+from service.judge.interval import mean_interval
 from service.judge.judging import judge_sweep
 from service.run.orders import control_variants
 from service.store.records import Records
@@ -48,6 +50,30 @@ def test_hidden_is_blank_when_the_gather_is_lost_in_noise():
 def test_hidden_is_never_clipped():
     worse = [account(ArmTimes(140 + n, 90, 90, 8), ArmTimes(110, 90, 90, 0)) for n in range(5)]
     assert summarise(worse, 0.95).hidden.estimate < -1
+
+
+def test_noise_around_an_even_gather_does_not_raise_the_ideal():
+    """G is W in truth. A mean of the launches' ideals would lie 0.4 standard deviations of G too high, however many launches there are."""
+    rng = random.Random(1)
+    accounts = []
+    for _ in range(400):
+        gather_us = rng.gauss(200, 50)
+        accounts.append(account(ArmTimes(800, 800, 800, 200), ArmTimes(800 + gather_us, 800, 800, 0)))
+    assert mean([a.ideal_us for a in accounts]) - 800 > 15  # the bias that is avoided
+    found = summarise(accounts, 0.95)
+    assert abs(found.ideal_us.estimate - 800) < 8
+    assert found.ideal_us.low <= 800 <= found.ideal_us.high
+    assert found.hidden_ideal.estimate > 0.95
+
+
+@given(st.lists(st.tuples(us, us, us, us), min_size=2, max_size=8))
+def test_the_accounts_means_add_up(launches):
+    accounts = [account(ArmTimes(t, c, c, w), ArmTimes(c + g, c, c, 0)) for t, c, w, g in launches]
+    found = mean_account(accounts)
+    assert found.ideal_us + found.fork_join_tax_us + found.contention_us == pytest.approx(found.total_us, abs=1e-6)
+    assert found.total_us == pytest.approx(mean([a.total_us for a in accounts]))
+    linear, by_t = summarise(accounts, 0.95).total_us, mean_interval([a.total_us for a in accounts], 0.95)
+    assert (linear.low, linear.high) == pytest.approx((by_t.low, by_t.high), abs=1e-4, rel=1e-6)  # the jackknife of a mean is t
 
 
 SIMULATIONS = [

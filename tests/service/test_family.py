@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
+from experiments.names import Verdict
 from service.judge.comparison import Evidence
 from service.judge.family import discovery_level, flagged
+from service.judge.verdict import judge
 
 p_values = st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=40)
 
@@ -75,3 +77,29 @@ def test_quiet_sweeps_are_flagged_one_in_twenty(monkeypatch):
 
 def test_one_bad_pair_flags_itself_alone():
     assert flagged([0.0001, 0.5, 0.9], 0.05) == [True, False, False]
+
+
+def test_claims_that_the_fastest_ranks_strike_out_do_not_pay_for_others():
+    """Ten arms differ on their slowest ranks alone, so nothing may be claimed of them; ten are equal. Counted by the slowest ranks, the ten would
+    double the level of the others."""
+    rng = np.random.default_rng(5)
+    sweeps, false = 400, {"p_claim": 0, "p_value": 0}
+    for _ in range(sweeps):
+        family = []
+        for arm in range(20):
+            logs = rng.normal(0.05 if arm < 10 else 0.0, 0.01, 8)
+            family.append(Evidence(tuple(logs), tuple(rng.normal(0, 0.01, 8)) if arm < 10 else tuple(logs), 1.0, 100))
+        for name in false:
+            level = discovery_level([getattr(e, name) for e in family], 0.05)
+            claims = [judge(e.read(level, 0.05), 0.0).verdict for e in family[10:]]
+            false[name] += any(word in (Verdict.FASTER, Verdict.SLOWER) for word in claims)
+    assert false["p_claim"] / sweeps < 0.09  # 5 %, and three standard errors
+    assert false["p_value"] / sweeps > 0.15  # what it would be
+
+
+def test_a_claim_needs_both_reductions_to_point_one_way():
+    apart = Evidence((0.05, 0.051, 0.049), (-0.05, -0.051, -0.049), 1.0, 9)
+    assert apart.p_value < 0.01
+    assert apart.p_claim == 1.0
+    agreed = Evidence((0.05, 0.051, 0.049), (0.02, 0.03, 0.01), 1.0, 9)
+    assert agreed.p_claim > agreed.p_value

@@ -67,3 +67,8 @@ def test_looking_again_and_again_raises_no_more_alarms_than_promised():
             return 1.0
 
     assert alarms(logs[:1000], Greedy(5, 20)) > 0.08
+
+
+def test_who_watches_reads_the_last_planned_look():
+    looks = Looks(8, 20)
+    assert [looks.last_planned(n) for n in (0, 7, 8, 12, 13, 19, 20, 25)] == [0, 0, 8, 8, 13, 13, 20, 20]
