@@ -20,6 +20,7 @@ from experiments.spec.dims import PRESETS as DIMS
 from experiments.spec.measurement import PlacementSpec, VerifySpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
+from service.judge.comparison import pseudomedian
 from service.judge.interval import mean_interval
 from service.run.cluster import connect
 from service.run.local_ranks import local_group
@@ -30,7 +31,7 @@ from tests.conftest import make_cell, make_step
 from workers.messages import BlockReport, PrepareCell
 
 ARMS = {"baseline": ArmSpec(), "overlapped": ArmSpec(schedule="overlap_rotate")}
-BLOCKS = 6
+BLOCKS = 10
 FEW_HEADS = DIMS["mini"].model_copy(update={"name": "few_heads", "num_heads": 2})
 CELLS = {
     "compute-bound": make_cell(make_step((0, 512)), split=Split.ZIGZAG, dims=DIMS["mini"]),
@@ -57,7 +58,8 @@ def run_block(group: RankGroup, times: dict[str, list[float]], *identity: object
 
 
 def log_ratios(ray_ranks: RankGroup, plain: RankGroup, cell: Cell, launch: int) -> dict[str, float]:
-    """One launch of both groups, whose blocks alternate: log of median Ray over median plain, for each arm. An idle rank only waits."""
+    """One launch of both groups, whose blocks alternate: Ray over plain as a difference of the pseudomedians of log times, for each arm. An idle
+    rank only waits."""
     groups = (ray_ranks, plain) if launch % 2 == 0 else (plain, ray_ranks)
     times: dict[bool, dict[str, list[float]]] = {is_ray: {arm: [] for arm in ARMS} for is_ray in (True, False)}
     for group in groups:
@@ -67,7 +69,8 @@ def log_ratios(ray_ranks: RankGroup, plain: RankGroup, cell: Cell, launch: int) 
             run_block(group, times[group is ray_ranks], launch, block)
     for group in groups:
         group.kill_ranks()
-    return {arm: math.log(median(times[True][arm]) / median(times[False][arm])) for arm in ARMS}
+    centre = {is_ray: {arm: pseudomedian([math.log(us) for us in times[is_ray][arm]]) for arm in ARMS} for is_ray in times}
+    return {arm: centre[True][arm] - centre[False][arm] for arm in ARMS}
 
 
 def main() -> None:
