@@ -89,7 +89,7 @@ def test_a_p_value_is_the_level_at_which_the_interval_excludes_1() -> None:
 
 
 def test_false_alarms_keep_their_level_when_launches_scatter_unequally() -> None:
-    """Also far out in the tail, where Satterthwaite's degrees of freedom would give 0.28 % for 0.1 % (8 and 5 launches, one side four times as noisy)."""
+    """Also far out in the tail: Satterthwaite's degrees of freedom would give 0.28 % for 0.1 % here."""
     rng = random.Random(1)
     p_values = []
     for _ in range(20_000):
