@@ -84,7 +84,7 @@ def asv(factor: float, is_raw: bool = False) -> Callable[[Runs, Runs], Said]:
 
 def asv_samples(run: Sequence[float]) -> list[float]:
     """The samples that asv would have taken of a round: means of trials that fill its sample time together, its number of them."""
-    number = max(1, round(ASV_SAMPLE_US / median(run)))
+    number = min(max(1, round(ASV_SAMPLE_US / median(run))), len(run))
     means = [_mean(run[at : at + number]) for at in range(0, len(run) - number + 1, number)]
     return means[:ASV_SAMPLES]
 

@@ -173,6 +173,7 @@ def test_asv_needs_both_size_and_evidence():
 
 def test_asv_averages_trials_into_its_samples():
     assert asv_samples([5000.0, 7000.0] * 10) == [6000.0] * 5
+    assert asv_samples([1.0] * 40) == [1.0]  # too few trials to fill one sample are one
     assert asv_samples([20_000.0 + i for i in range(9)]) == [20_000.0 + i for i in range(5)]
 
 
@@ -232,7 +233,7 @@ def test_live_runs_hold_one_version_a_launch(tmp_path: Path, study_group):
 
 
 def test_equal_live_runs_are_equal():
-    run = (1.0, 1.1, 0.9, 1.05) * 3
+    run = (1000.0, 1100.0, 900.0, 1050.0) * 3
     same = LiveComparison(machine="m", seed=0, planted_pct=0, baseline_us=(run,) * 4, other_us=(run,) * 4)
     assert set(same.verdicts().values()) == {Said.NOTHING}
 

@@ -16,9 +16,13 @@ VARIANTS = ["baseline", "overlapped", "baseline/gather_alone"]
 
 def test_a_skew_is_a_coordinate_and_none_is_the_old_cell():
     plain, skewed = (
-        catalogue.load("quickstart", ["cells.split=zigzag", "cells.fabric=process_group", "cells.skew_us=[0,250]"]).expand().cells
+        catalogue.load(
+            "quickstart", ["workload.new_tokens=512", "cells.split=zigzag", "cells.fabric=process_group", "cells.skew_us=[0,250]"]
+        )
+        .expand()
+        .cells
     )
-    assert plain == catalogue.load("quickstart").expand().cells[0]
+    assert plain == catalogue.load("quickstart", ["workload.new_tokens=512"]).expand().cells[0]
     assert plain.cell_id == "ad62b9e95bb3"
     assert plain.cell_id != skewed.cell_id
     assert skewed.label == f"{plain.label}-skew250us"
