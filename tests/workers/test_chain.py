@@ -72,9 +72,12 @@ def test_what_is_wrong_between_layers_is_caught_before_and_while_it_is_timed(pai
     found = faults(pair)
     assert {f.arm for f in found} == {"mutant"}
     assert any(says in f.detail for f in found), found
-    timed = {fault.arm for block in run_block(pair, ["baseline", "mutant"]) for fault in block.faults}
-    # A race over a send buffer may be won by luck at speed: that is why every arm runs with its gather held back first.
-    assert timed == {"mutant"} or (mutant == "sends_a_buffer_that_the_next_layer_overwrites" and not timed)
+    # A race over a send buffer may be won by luck in a block: that is why every arm runs with its gather held back first.
+    for _ in range(40):
+        timed = {fault.arm for block in run_block(pair, ["baseline", "mutant"]) for fault in block.faults}
+        if timed:
+            break
+    assert timed == {"mutant"}
 
 
 @pytest.mark.parametrize("mutant", ["no_join", "joins_too_late", "gathers_before_rotation", "reuses_buffer", "never_rotates_q"])
