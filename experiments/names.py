@@ -1,7 +1,7 @@
 """The vocabulary: every name that a spec may use, and every name that a result carries.
 
-`workers` registers a function or class under each of the first five; a test asserts that both sets are equal, so a wrong
-name is refused here, without importing torch.
+`workers` registers a function or class under each name of a schedule, a split, a fabric, a device and a stage set; a test asserts that both sets
+are equal, so a wrong name is refused here, without importing torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ class Schedule(StrEnum):
     SERIAL = "serial"
     """The code before SGLang PR #20438: both rotations, then the gather on the main lane."""
     OVERLAP_ROTATE = "overlap_rotate"
-    """SGLang PR #20438: rotate k, gather on the side lane under the rotation of q, join at once."""
+    """SGLang PR #20438: rotate k, gather on the side lane under the rotation of q, join at once. A host that runs ahead of its device enqueues
+    q's rotation first, as the PR does."""
+    OVERLAP_GATHER_FIRST = "overlap_gather_first"
+    """The same launch point, with the gather enqueued before q's rotation: kernels that fill the chip cannot starve it."""
+    OVERLAP_QUERY = "overlap_query"
+    """Launched before wq_b, with k's RoPE apart from q's: the whole query branch to hide behind."""
+    OVERLAP_ROTATE_CONTIGUOUS = "overlap_rotate_contiguous"
+    """PR #20438's order with one more copy of k before its gather: what the `.contiguous()` that its review doubted costs where it copies."""
 
 
 class Split(StrEnum):
@@ -34,12 +41,24 @@ class FabricKind(StrEnum):
     """torch.distributed over whatever links there are."""
     EMULATED = "emulated"
     """The same gather, which ends no earlier than a stated link model says."""
+    ONE_RANK = "one_rank"
+    """One real rank on a GPU; its peers' keys are written into its buffer at the pace of a stated link model. It knows no skew."""
+
+
+class Mover(StrEnum):
+    """What plays the peers of a one_rank fabric."""
+
+    CTA_WRITER = "cta_writer"
+    """A kernel of as many CTAs as the collective it stands for: NVLink, where a gather takes SMs from the kernels beside it."""
+    HOST_DMA = "host_dma"
+    """Copies from pinned host memory by a copy engine: a NIC that writes into the GPU's memory without SMs."""
 
 
 class Device(StrEnum):
     """Where the lanes run."""
 
     CPU = "cpu"
+    CUDA = "cuda"
     SIMULATED = "simulated"
     """A virtual clock over planted stage times: the same schedules, no real time."""
 
@@ -69,6 +88,25 @@ class Payload(StrEnum):
 
     BF16 = "bf16"
     """Rotated keys, 256 B a token."""
+    FP8 = "fp8"
+    """Keys quantised before the wire, with their scale, 132 B a token (SGLang #20534)."""
+
+
+class Stages(StrEnum):
+    """How the indexer's stages are cut into kernels."""
+
+    SEPARATE = "separate"
+    """One kernel a stage, as SGLang runs DeepSeek-V3.2: the rotation of q, which the PR's gather hides behind, is a kernel of its own."""
+    FUSED = "fused"
+    """RoPE, rotation and quantisation of q in one kernel, as where indexer fusion is on: nothing is left between launch point and join."""
+
+
+class Execution(StrEnum):
+    """How a trial's kernels get to the device."""
+
+    EAGER = "eager"
+    CUDA_GRAPH = "cuda_graph"
+    """Captured once, replayed as one launch."""
 
 
 class Transport(StrEnum):

@@ -11,6 +11,7 @@ from service import preflight
 from service.environment import environment
 from service.preflight import Finding, Level
 from service.run.cluster import ADDRESS_ENV_VAR, probe
+from service.run.resources import count_gpus
 from service.store.home import TRACKING_ENV_VAR, open_home
 
 MIN_FREE_BYTES = 1 << 30
@@ -35,8 +36,7 @@ def _versions() -> list[Finding]:
 
 def _devices() -> list[Finding]:
     env = environment()
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
-    text = f"{env['cores']} cores, {env['cpu']}; {gpus} GPUs"
+    text = f"{env['cores']} cores, {env['cpu']}; {count_gpus()} GPUs"
     few = [Finding(Level.WARNING, "cores", "one core: ranks and their lanes will share it")] if env["cores"] < 2 else []
     return [Finding(Level.OK, "devices", text), *few, *preflight.governor()]
 

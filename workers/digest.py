@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 _SEED = 0x5EED
-_multipliers = torch.empty(0, dtype=torch.int64)
+_multipliers: dict[torch.device, torch.Tensor] = {}
 
 
 def digest(tensor: torch.Tensor) -> int:
@@ -19,14 +19,15 @@ def digest(tensor: torch.Tensor) -> int:
     if tail:
         octets = torch.cat([octets, octets.new_zeros(tail)])
     words = octets.view(torch.int64)
-    return int((words * _multipliers_for(words.numel()).to(words.device)).sum())
+    return int((words * _multipliers_for(words.numel(), words.device)).sum())
 
 
-def _multipliers_for(count: int) -> torch.Tensor:
-    global _multipliers
-    if _multipliers.numel() < count:
+def _multipliers_for(count: int, device: torch.device) -> torch.Tensor:
+    """The same ones on every device, kept on each."""
+    if device not in _multipliers or _multipliers[device].numel() < count:
         generator = torch.Generator().manual_seed(_SEED)
         size = 1 << max(count - 1, 1).bit_length()
         low, high = -(2**62), 2**62
-        _multipliers = torch.randint(low, high, (size,), generator=generator, dtype=torch.int64) * 2 + 1
-    return _multipliers[:count]
+        drawn = torch.randint(low, high, (size,), generator=generator, dtype=torch.int64) * 2 + 1
+        _multipliers[device] = drawn.to(device)
+    return _multipliers[device][:count]

@@ -5,26 +5,26 @@ It gives the ranks what they have between two gathers in earnest: time to drift 
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from experiments.spec.cell import FILLER_BYTES
+from workers.lanes import Lanes
 
-GEMM_SIZE = 64
-SLICE_FLOATS = 1 << 13
 CALIBRATION_RUNS = 7
 
 
 class Filler:
-    """A number of equal units, each one GEMM of 64^3 and one copy of 32 KiB, that takes the wanted time on this rank when nothing else runs."""
+    """A number of equal units, each one GEMM and one copy, that takes the wanted time on this rank when nothing else runs."""
 
-    def __init__(self, wanted_us: float) -> None:
+    def __init__(self, wanted_us: float, lanes: Lanes) -> None:
         """Calibrates, which takes some tens of the wanted time."""
-        self._left, self._right = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
-        self._product = torch.empty(GEMM_SIZE, GEMM_SIZE)
-        self._source = torch.zeros(FILLER_BYTES // 4 // SLICE_FLOATS, SLICE_FLOATS)
-        self._target = torch.empty(SLICE_FLOATS)
+        self._lanes, device = lanes, lanes.device
+        # A unit of some microseconds on either device: a core's, or a chip's.
+        size, slice_floats = (64, 1 << 13) if device.type == "cpu" else (1024, 1 << 18)
+        self._left, self._right = torch.randn(2, size, size, device=device)
+        self._product = torch.empty(size, size, device=device)
+        self._source = torch.zeros(max(1, FILLER_BYTES // 4 // slice_floats), slice_floats, device=device)
+        self._target = torch.empty(slice_floats, device=device)
         self._next_slice = 0
         self.units = 16
         # Twice: a unit inside a long run costs less than one in a short run.
@@ -42,7 +42,9 @@ class Filler:
         """The fastest of some runs: what stands in the way of the others is not the filler's."""
         times_us = []
         for _ in range(CALIBRATION_RUNS):
-            began_ns = time.monotonic_ns()
+            began = self._lanes.mark()
             self.run()
-            times_us.append((time.monotonic_ns() - began_ns) / 1e3)
+            ended = self._lanes.mark()
+            self._lanes.drain()
+            times_us.append(self._lanes.us(ended) - self._lanes.us(began))
         return max(min(times_us), 1e-3)

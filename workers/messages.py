@@ -71,6 +71,8 @@ class Joined:
     path: str
     cores: tuple[int, ...]
     """Where the rank's threads run."""
+    gpu: str = ""
+    """The model of its device; empty on a CPU."""
 
 
 @dataclass(frozen=True)

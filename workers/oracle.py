@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.indexer import gates, stages
+from workers.indexer import gates
 from workers.indexer.gates import GateResult
 from workers.indexer.reference import Reference, packed_ranges, topk_rows
-from workers.indexer.rope import apply_rope
+from workers.indexer.stage_sets import StageSettings
 from workers.messages import Fault
 from workers.prepared_cell import PreparedCell
 
@@ -36,15 +36,18 @@ class ReferenceReport:
     gates: tuple[tuple[str, float, float], ...]
 
 
-def check_against_references(cell: PreparedCell, step: int, num_rows: int) -> ReferenceReport:
+def check_against_references(cell: PreparedCell, step: int, num_rows: int, settings: StageSettings) -> ReferenceReport:
     """Judges this rank's `serial` in one step, on input set 0; of a chain its first layer: the others differ by weights and inputs alone."""
     index = 0
     rows_T = sampled_rows(cell, step, num_rows)
     r2 = Reference(cell.cell.dims, cell.weights, rounding=True)
     r1 = Reference(cell.cell.dims, cell.weights, rounding=False)
     keys_SD = _reference_keys(cell, r2, step, index)
-    results = [*_stage_gates(cell, r2, step, index, rows_T), _key_gate(cell.correct(step, index).keys_SD[0], keys_SD)]
-    topk_TK = cell.finish_correct(step, index, num_layers=1)[rows_T]
+    results = [
+        *_stage_gates(cell, r2, step, index, rows_T, settings),
+        _key_gate(cell.correct(step, index, settings).keys_SD[0].cpu(), keys_SD),
+    ]
+    topk_TK = cell.finish_correct(step, index, 1, settings).cpu()[rows_T]
     tokens_T = cell.steps[step].plan.local_rows_T[rows_T]
     ks_T, ke_T, _ = (torch.tensor(column)[tokens_T] for column in zip(*packed_ranges(cell.cell.steps[step]), strict=True))
     topk = cell.cell.dims.topk
@@ -73,23 +76,29 @@ def sampled_rows(cell: PreparedCell, step: int, num_rows: int) -> torch.Tensor:
     return torch.tensor(sorted(edges | spread))
 
 
-def _stage_gates(cell: PreparedCell, r2: Reference, step: int, index: int, rows_T: torch.Tensor) -> list[GateResult]:
+def _stage_gates(
+    cell: PreparedCell, r2: Reference, step: int, index: int, rows_T: torch.Tensor, settings: StageSettings
+) -> list[GateResult]:
     """Each stage on what the stage before it really produced."""
     dims, w = cell.cell.dims, cell.weights
     shard = cell.shard(step, index)
-    x, q_lora, cos, sin = shard.x_TX[rows_T], shard.q_lora_TR[rows_T], shard.cos_TF[rows_T], shard.sin_TF[rows_T]
+    here = rows_T.to(cell.device)
+    x, q_lora, cos, sin = shard.x_TX[here], shard.q_lora_TR[here], shard.cos_TF[here], shard.sin_TF[here]
     tokens_T = cell.steps[step].plan.local_rows_T[rows_T]
     positions = torch.tensor([position for _, _, position in packed_ranges(cell.cell.steps[step])])[tokens_T]
-    q0 = stages.project(q_lora, w.wq_b).view(-1, dims.num_heads, dims.head_dim)
-    k0 = stages.project(x, w.wk)
-    k1 = stages.norm_k(k0, w.k_norm_weight, w.k_norm_bias)
-    q2, k2 = apply_rope(q0, cos, sin, dims), apply_rope(k1, cos, sin, dims)
-    q3, k3 = stages.hadamard(q2), stages.hadamard(k2)
-    q8, q_scale = stages.quantise_q(q3)
-    k8, k_scale = stages.quantise_k(k3)
-    head_gates = stages.head_gates(x, w.weights_proj, q_scale, dims.head_dim)
-    ks, ke = torch.zeros(len(rows_T), dtype=torch.int32), torch.full((len(rows_T),), len(rows_T), dtype=torch.int32)
-    logits = stages.mqa_logits(q8, k8, k_scale, head_gates, ks, ke)
+    ops = cell.layers[settings][0].ops
+    q0 = ops.project(q_lora, w.wq_b).view(-1, dims.num_heads, dims.head_dim)
+    k0 = ops.project(x, w.wk)
+    k1 = ops.norm_k(k0, w.k_norm_weight, w.k_norm_bias)
+    q2, k2 = ops.rope(q0, k1, cos, sin, dims)
+    q3, k3 = ops.hadamard(q2), ops.hadamard(k2)
+    q8, q_scale = ops.quantise_q(q3)
+    k8, k_scale = ops.quantise_k(k3)
+    head_gates = ops.head_gates(x, w.weights_proj, q_scale, dims.head_dim)
+    ks, ke = (torch.full((len(rows_T),), end, dtype=torch.int32, device=cell.device) for end in (0, len(rows_T)))
+    logits = ops.mqa_logits(q8, k8, k_scale, head_gates, ks, ke)
+    made = x, q_lora, q0, k0, k1, q2, k2, q3, k3, q8, q_scale, k8, k_scale, head_gates, logits, ks, ke
+    x, q_lora, q0, k0, k1, q2, k2, q3, k3, q8, q_scale, k8, k_scale, head_gates, logits, ks, ke = (t.cpu() for t in made)
     return [
         gates.gate_project_q(r2, q_lora, q0),
         gates.gate_project_k(r2, x, k0),
@@ -101,7 +110,7 @@ def _stage_gates(cell: PreparedCell, r2: Reference, step: int, index: int, rows_
         *gates.gate_quantise_q(r2, q3, q8, q_scale),
         *gates.gate_quantise_k(r2, k3, k8, k_scale),
         gates.gate_head_gates(r2, x, q_scale, head_gates),
-        gates.gate_logits(r2, q8, k8, k_scale, head_gates, ks, ke, logits),
+        gates.gate_logits(r2, q8, k8, k_scale, head_gates, ks, ke, logits, ops.logits_slack),
     ]
 
 

@@ -8,112 +8,36 @@ Legend: T rows on this rank, S step tokens, H heads, D head dim, K top-k.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 
-from experiments.names import Control, Device, Regime, Scope
+from experiments.names import BASELINE_ARM, Control, Device, FabricKind, Payload, Regime, Scope
 from experiments.spec.arms import ArmSpec
 from experiments.spec.fabric import PRESETS
 from workers.chain import carry
 from workers.digest import digest
-from workers.fabrics import Fabric, GatherTimes, make_fabric
-from workers.fabrics.exchange import Exchange, ScheduleError, poison
+from workers.fabrics import Fabric, make_fabric
+from workers.fabrics.exchange import POISON_BYTE, Exchange, ScheduleError, poison
+from workers.fabrics.one_rank import OneRankFabric, PlayedGather
 from workers.fabrics.simulated import SimulatedFabric
 from workers.fabrics.transport import CollectiveTransport
 from workers.filler import Filler
-from workers.indexer import stages
 from workers.indexer.indexer import Indexer, KeyCache, Shard
-from workers.indexer.rope import RotaryTable, apply_rope
-from workers.indexer.simulated import SimulatedIndexer
+from workers.indexer.rope import RotaryTable
+from workers.indexer.stage_sets import StageSettings, make_indexer
 from workers.indexer.weights import IndexerWeights, checkpoint_weights, seeded_weights
 from workers.inputs import InputPool
-from workers.lanes import Lanes
+from workers.lanes import Lanes, Mark
 from workers.lanes.simulated import SimulatedLanes
 from workers.messages import PrepareCell, Variant
+from workers.outcome import Correct, LayersMade, Outcome, Selected, mean_times
+from workers.prepared_step import PreparedStep, prepare_step
 from workers.schedules import ScheduleFunction, resolve_schedule, serial
 from workers.splits import plan
-from workers.splits.plan import CausalRanges, GatherPlan, causal_ranges
 
-POISON_BYTE = 0x7F
-"""e4m3fn's NaN."""
 LAYER_SEEDS = 1_000_003
 """Between the seeds of two layers; no launch's seed (they lie 7,919 apart) falls on one."""
-
-
-@dataclass(frozen=True)
-class PreparedStep:
-    """One step on one rank."""
-
-    plan: GatherPlan
-    ranges: CausalRanges
-    cos_TF: torch.Tensor
-    sin_TF: torch.Tensor
-    outs_SD: tuple[torch.Tensor, ...]
-    """Destination of each layer's gather, poisoned before every run."""
-
-
-@dataclass(frozen=True)
-class Correct:
-    """What `serial` makes of one (step, input): the digests of the last layer, and every layer's gathered keys for the controls."""
-
-    q: int
-    k: int
-    keys_SD: tuple[torch.Tensor, ...]
-
-
-@dataclass
-class LayersMade:
-    """What the last of some layers returned, and what the first that broke its contract left undone."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    topk: torch.Tensor | None
-    fault: str | None
-    filler_us: float
-    """Of all layers together."""
-
-
-@dataclass(frozen=True)
-class Selected:
-    """Digests of the index keys and of the selections that `serial` makes of one (step, input)."""
-
-    keys: int
-    topk: int
-
-
-@dataclass
-class Outcome:
-    """One run: what came out of its last layer, and when. Times are means over its layers, us.
-
-    `q`, `k`, `topk` are None where the variant or the scope does not produce them. `digests` were taken when the last schedule had returned,
-    before the side lane was drained: a gather that nobody waited for shows as poison.
-    """
-
-    elapsed_us: float
-    start_us: float
-    exchanges: Sequence[Exchange]
-    fault: str | None
-    q: torch.Tensor | None = None
-    k: torch.Tensor | None = None
-    topk: torch.Tensor | None = None
-    digests: tuple[int, int] | None = None
-    filler_us: float | None = None
-    enqueue_us: float | None = None
-    """Host time to enqueue a layer; None where the host runs it itself."""
-
-    @property
-    def window_us(self) -> float:
-        return fmean(exchange.window_us for exchange in self.exchanges)
-
-    @property
-    def times(self) -> GatherTimes | None:
-        """None where no gather ran."""
-        times = [exchange.times for exchange in self.exchanges if exchange.times is not None]
-        if not times:
-            return None
-        return GatherTimes(**{name: fmean(getattr(t, name) for t in times) for name in vars(times[0])})
 
 
 class PreparedCell:
@@ -126,53 +50,54 @@ class PreparedCell:
         """
         cell = request.cell
         self.cell, self.rank, self.lanes, self.transport = cell, rank, lanes, transport
-        self.is_simulated = cell.device is Device.SIMULATED
+        if cell.fabric.kind is FabricKind.ONE_RANK:
+            self.rank = cell.fabric.played_rank(cell.cp_size)
+        self.is_simulated, self.device = cell.device is Device.SIMULATED, lanes.device
         self.schedules: dict[str, ScheduleFunction] = {name: resolve_schedule(arm.schedule) for name, arm in request.arms.items()}
         self.arms: dict[str, ArmSpec] = request.arms
-        indexer = SimulatedIndexer if self.is_simulated else Indexer
-        self.layers = [
-            indexer(cell.dims, self._load_weights(request, layer), lanes, request.verify.logits_mib)
-            for layer in range(cell.layers)
-        ]
-        self.indexer, self.weights = self.layers[0], self.layers[0].weights
-        self.pool = InputPool(cell.dims, cell.steps, request.num_inputs, request.seed)
-        if self.is_simulated:
-            self.pool.x, self.pool.q_lora = self.pool.x.to("meta"), self.pool.q_lora.to("meta")
-        self.fabric: Fabric = make_fabric(cell.fabric, transport)
-        self._unpaced: Fabric = make_fabric(PRESETS["process_group"], transport)
+        self.payloads = {Payload.BF16, *(arm.payload for arm in request.arms.values())}
+        self.settings_of = {name: StageSettings.of(arm) for name, arm in request.arms.items()}
+        self.all_settings = list(dict.fromkeys([self.settings_of[BASELINE_ARM], *self.settings_of.values()]))
+        """The baseline's first."""
+        weights = [self._load_weights(request, layer) for layer in range(cell.layers)]
+        self.weights = weights[0]
+        self.layers: dict[StageSettings, list[Indexer]] = {
+            settings: [make_indexer(settings, cell.dims, layer, lanes) for layer in weights] for settings in self.all_settings
+        }
+        self.pool = InputPool(cell.dims, cell.steps, request.num_inputs, request.seed, self.device)
+        self.one_rank: OneRankFabric | None = None
         if self.is_simulated:
             assert isinstance(lanes, SimulatedLanes)
             lanes.planted_us["filler"] = cell.filler_us
-            self.fabric = self._unpaced = SimulatedFabric(request.simulation, lanes, transport)
+            self.fabric: Fabric = SimulatedFabric(request.simulation, lanes, transport)
+            self._unpaced: Fabric = self.fabric
+        else:
+            self.fabric = make_fabric(cell.fabric, transport, lanes)
+            self._unpaced = make_fabric(PRESETS["process_group"], transport, lanes)
+        if isinstance(self.fabric, OneRankFabric):
+            self.one_rank = self.fabric
         self._fill: Callable[[], None] | None = None
         if cell.filler_us:
-            self._fill = (lambda: None) if self.is_simulated else Filler(cell.filler_us).run
+            self._fill = (lambda: None) if self.is_simulated else Filler(cell.filler_us, lanes).run
         rope = RotaryTable(cell.dims)
-        self.steps = [self._prepare_step(index, rope) for index in range(len(cell.steps))]
+        bytes_per_logit = self.layers[self.all_settings[0]][0].ops.bytes_per_logit(cell.dims.num_heads)
+        self.steps = [
+            prepare_step(cell, index, self.rank, rope, self.device, self.payloads, bytes_per_logit, request.verify.logits_mib)
+            for index in range(len(cell.steps))
+        ]
         self.rope = rope
         self._caches: dict[tuple[int, int], KeyCache] = {}
-        self._correct: dict[tuple[int, int], Correct] = {}
-        self.selected: dict[tuple[int, int], Selected] = {}
+        self._correct: dict[tuple[StageSettings, int, int], Correct] = {}
+        self.selected: dict[tuple[StageSettings, int, int], Selected] = {}
         self._next_input = 0
 
     def _load_weights(self, request: PrepareCell, layer: int) -> IndexerWeights:
         """Of the chain's layer: the checkpoint's layers from the stated one on, or seeds that no other layer has."""
         if request.weights.checkpoint:
-            return checkpoint_weights(request.weights.checkpoint, request.weights.layer + layer, request.cell.dims)
-        weights = seeded_weights(request.cell.dims, request.seed + LAYER_SEEDS * layer)
-        if self.is_simulated:
-            return IndexerWeights(**{name: tensor.to("meta") for name, tensor in vars(weights).items()})
-        return weights
-
-    def _prepare_step(self, index: int, rope: RotaryTable) -> PreparedStep:
-        step, dims = self.cell.steps[index], self.cell.dims
-        gather_plan, ranges = plan(self.cell.split, step, self.cell.cp_size, self.rank), causal_ranges(step)
-        cos_TF, sin_TF = rope.cos_sin(ranges.positions_S[gather_plan.local_rows_T])
-        device = "meta" if self.is_simulated else "cpu"
-        outs_SD = tuple(
-            torch.empty(step.new_tokens, dims.head_dim, dtype=torch.bfloat16, device=device) for _ in range(self.cell.layers)
-        )
-        return PreparedStep(gather_plan, ranges, cos_TF.to(device), sin_TF.to(device), outs_SD)
+            weights = checkpoint_weights(request.weights.checkpoint, request.weights.layer + layer, request.cell.dims)
+        else:
+            weights = seeded_weights(request.cell.dims, request.seed + LAYER_SEEDS * layer)
+        return IndexerWeights(**{name: tensor.to(self.device) for name, tensor in vars(weights).items()})
 
     def next_input(self) -> int:
         """The input set of the next run; never the one of the run before. In step on all ranks, which run the same orders."""
@@ -183,26 +108,33 @@ class PreparedCell:
     def shard(self, step: int, index: int) -> Shard:
         """What this rank brings to a step with input set `index`."""
         prepared = self.steps[step]
-        rows = prepared.plan.local_rows_T
         return Shard(
-            x_TX=self.pool.x_rows(rows, index),
-            q_lora_TR=self.pool.q_lora_rows(rows, index),
+            x_TX=self.pool.x_rows(prepared.rows_T, index),
+            q_lora_TR=self.pool.q_lora_rows(prepared.rows_T, index),
             cos_TF=prepared.cos_TF,
             sin_TF=prepared.sin_TF,
-            ks_T=prepared.ranges.ks_S[rows],
-            ke_T=prepared.ranges.ke_S[rows],
+            ks_T=prepared.ks_T,
+            ke_T=prepared.ke_T,
+            ranges=prepared.logits,
         )
+
+    def _peer_shard(self, step: int, index: int, rank: int) -> Shard:
+        """What another rank brings to a gather: its rows, without what only its own selection needs."""
+        ranges = self.steps[step].ranges
+        rows_T = plan(self.cell.split, self.cell.steps[step], self.cell.cp_size, rank).local_rows_T
+        cos_TF, sin_TF = (table.to(self.device) for table in self.rope.cos_sin(ranges.positions_S[rows_T]))
+        x_TX, q_lora_TR = self.pool.x_rows(rows_T, index), self.pool.q_lora_rows(rows_T, index)
+        none = self.steps[step].ks_T[:0]
+        return Shard(x_TX, q_lora_TR, cos_TF, sin_TF, none, none)
 
     def cache(self, step: int, layer: int = 0) -> KeyCache:
         """A layer's key cache of the step with its prefixes filled in; the step's own rows are poisoned."""
         if (step, layer) not in self._caches:
-            ranges, kv_tokens = self.steps[step].ranges, self.cell.steps[step].kv_tokens
-            device = "meta" if self.is_simulated else "cpu"
-            head_dim = self.cell.dims.head_dim
-            values_ND = torch.zeros(kv_tokens, head_dim, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
-            cache = KeyCache(values_ND, torch.zeros(kv_tokens, device=device), ranges.packed_rows_S)
+            kv_tokens, head_dim = self.cell.steps[step].kv_tokens, self.cell.dims.head_dim
+            values_ND = torch.zeros(kv_tokens, head_dim, dtype=torch.uint8, device=self.device).view(torch.float8_e4m3fn)
+            cache = KeyCache(values_ND, torch.zeros(kv_tokens, device=self.device), self.steps[step].new_rows_S)
             if not self.is_simulated:
-                self._fill_prefix(step, cache, self.layers[layer].weights)
+                self._fill_prefix(step, cache, self.layers[self.all_settings[0]][layer])
             self._caches[step, layer] = cache
         cache = self._caches[step, layer]
         if not self.is_simulated:
@@ -210,54 +142,91 @@ class PreparedCell:
             cache.scale_N[cache.new_rows_S] = float("nan")
         return cache
 
-    def _fill_prefix(self, step: int, cache: KeyCache, weights: IndexerWeights) -> None:
-        rows, start = self.steps[step].ranges.prefix_rows, 0
+    def _fill_prefix(self, step: int, cache: KeyCache, layer: Indexer) -> None:
+        rows, start = self.steps[step].ranges.prefix_rows.to(self.device), 0
+        ops, w = layer.ops, layer.weights
         for positions, x in self.pool.prefix_chunks(self.cell.steps[step]):
-            values, scale = stages.quantise_k(stages.hadamard(self._keys(x, positions, weights)))
-            target = rows[start : start + len(positions)]
-            cache.values_ND.view(torch.uint8)[target] = values.view(torch.uint8)
-            cache.scale_N[target] = scale
+            k = ops.norm_k(ops.project(x, w.wk), w.k_norm_weight, w.k_norm_bias)
+            cos, sin = (table.to(self.device) for table in self.rope.cos_sin(positions))
+            k = ops.hadamard(ops.rope_one(k, cos, sin, self.cell.dims))
+            ops.store_keys(k, cache.values_ND, cache.scale_N, rows[start : start + len(positions)])
             start += len(positions)
 
-    def _keys(self, x: torch.Tensor, positions: torch.Tensor, w: IndexerWeights) -> torch.Tensor:
-        k = stages.norm_k(stages.project(x, w.wk), w.k_norm_weight, w.k_norm_bias)
-        return apply_rope(k, *self.rope.cos_sin(positions), self.cell.dims)
-
-    def correct(self, step: int, index: int) -> Correct:
-        """`serial` on that step and input over the unpaced links; made once. A collective: all ranks ask in the same order."""
-        key = (step, index)
+    def correct(self, step: int, index: int, settings: StageSettings | None = None) -> Correct:
+        """`serial` on that step and input over the unpaced links, by the baseline's stages or others; made once. A collective: all ranks ask in the
+        same order."""
+        settings = settings or self.all_settings[0]
+        key = (settings, step, index)
         if key not in self._correct:
             prepared = self.steps[step]
-            outs_SD = tuple(torch.empty_like(out_SD) for out_SD in prepared.outs_SD)
-            exchanges = [Exchange(self._unpaced, self.lanes, prepared.plan, out_SD, Control.NONE, None) for out_SD in outs_SD]
-            made = self._run_layers(serial, prepared, self.shard(step, index), exchanges, None, Scope.QK)
-            self.lanes.drain()
-            self._correct[key] = Correct(self._digest(made.q), self._digest(made.k), outs_SD)
+            if self.one_rank is not None:
+                self._correct[key] = self._played(settings, step, index)
+            else:
+                outs_SD = tuple(torch.empty_like(out_SD) for out_SD in prepared.outs[Payload.BF16])
+                exchanges = [Exchange(self._unpaced, self.lanes, prepared.plan, out_SD, Control.NONE, None) for out_SD in outs_SD]
+                made = self._run_layers(
+                    self.layers[settings], serial, prepared, self.shard(step, index), exchanges, None, Scope.QK
+                )
+                self.lanes.drain()
+                self._correct[key] = Correct(self._digest(made.q), self._digest(made.k), self._in_payloads(settings, outs_SD))
         return self._correct[key]
 
-    def finish_correct(self, step: int, index: int, num_layers: int | None = None) -> torch.Tensor:
+    def _in_payloads(self, settings: StageSettings, keys_SD: tuple[torch.Tensor, ...]) -> dict[Payload, tuple[torch.Tensor, ...]]:
+        """bf16 keys, [S, D] a layer, as every payload that an arm has. Rows are quantised one by one, so it may be done on either side of a wire."""
+        pack = self.layers[settings][0].pack
+        return {
+            payload: keys_SD if payload is Payload.BF16 else tuple(pack(keys) for keys in keys_SD) for payload in self.payloads
+        }
+
+    def _played(self, settings: StageSettings, step: int, index: int) -> Correct:
+        """What every rank brings to every layer's wire, made on this one: all ranks run `serial` here, one after the other."""
+        mine, cp_size, head_dim = self.steps[step].plan, self.cell.cp_size, self.cell.dims.head_dim
+        source_rows_S = mine.source_rows_S.to(self.device)
+        shards = {rank: self._peer_shard(step, index, rank) for rank in range(cp_size)}
+        keys, wires, queries = [], [], {}
+        for layer in self.layers[settings]:
+            wire = torch.zeros(cp_size, mine.max_rows, head_dim, dtype=torch.bfloat16, device=self.device)
+            for rank, shard in shards.items():
+                q, k = layer.project(shard)
+                wire[rank, : k.shape[0]] = layer.rotate(k)
+                if self.is_chain or rank == self.rank:
+                    queries[rank] = layer.rotate(q)
+            wires.append(wire.view(-1, head_dim))
+            keys.append(wires[-1].index_select(0, source_rows_S))
+            if self.is_chain:
+                shards = {rank: carry(shard, queries[rank], keys[-1]) for rank, shard in shards.items()}
+        digests = self._digest(queries[self.rank]), self._digest(keys[-1])
+        return Correct(*digests, self._in_payloads(settings, tuple(keys)), self._in_payloads(settings, tuple(wires)))
+
+    def finish_correct(
+        self, step: int, index: int, num_layers: int | None = None, settings: StageSettings | None = None
+    ) -> torch.Tensor:
         """`serial` on that input through top-k, into the step's caches: int32 [T, K] of the last layer, or of the last of `num_layers`."""
-        prepared = self.steps[step]
-        exchanges = self._exchanges(self._unpaced, Control.PREFILLED, step, index)[:num_layers]
-        made = self._run_layers(serial, prepared, self.shard(step, index), exchanges, self._caches_of(step), Scope.INDEXER)
+        prepared, settings = self.steps[step], settings or self.all_settings[0]
+        correct = self.correct(step, index, settings)
+        pairs = list(zip(prepared.outs[Payload.BF16], correct.keys_SD, strict=True))[:num_layers]
+        exchanges = [Exchange(self._unpaced, self.lanes, prepared.plan, out, Control.PREFILLED, keys) for out, keys in pairs]
+        shard = self.shard(step, index)
+        made = self._run_layers(self.layers[settings], serial, prepared, shard, exchanges, self._caches_of(step), Scope.INDEXER)
         assert made.topk is not None
         return made.topk
 
     def visible_keys(self, step: int) -> torch.Tensor:
         """int32 [T]: keys that each of the rank's rows sees, by its position in its request."""
         ranges = self.steps[step].ranges
-        return (ranges.positions_S[self.steps[step].plan.local_rows_T] + 1).to(torch.int32)
+        return (ranges.positions_S[self.steps[step].plan.local_rows_T] + 1).to(self.device, torch.int32)
 
     def stored_cache(self, step: int) -> KeyCache:
         """The last layer's cache of the step as the last run left it."""
         return self._caches[step, self.cell.layers - 1]
 
-    def problem(self, outcome: Outcome, step: int, index: int) -> str | None:
-        """Why a run is not right, if it is not: its contract, or the bits of q and k against `serial`'s; of the last layer of a chain."""
+    def problem(self, arm: str, outcome: Outcome, step: int, index: int) -> str | None:
+        """Why a run of an arm is not right, if it is not: its contract, or the bits of q and k against `serial`'s; of the last layer of a chain."""
         if outcome.fault is not None or outcome.digests is None:
             return outcome.fault
-        correct = self.correct(step, index)
-        pairs = zip(("q", "k"), outcome.digests, (correct.q, correct.k), strict=True)
+        correct = self.correct(step, index, self.settings_of[arm])
+        right = correct.k if self.arms[arm].payload is Payload.BF16 else self._digest(correct.keys[self.arms[arm].payload][-1])
+        pairs = zip(("q", "k"), outcome.digests, (correct.q, right), strict=True)
         wrong = [name for name, got, want in pairs if got != want]
         where = f" (last of {self.cell.layers} layers)" if self.is_chain else ""
         return f"{' and '.join(wrong)} of step {step}, input {index}: not the bits of serial{where}" if wrong else None
@@ -272,65 +241,78 @@ class PreparedCell:
         Raises:
             ScheduleError: The arm's schedule breaks the contract of a schedule.
         """
-        prepared = self.steps[step]
+        prepared, arm, layers = self.steps[step], self.arms[variant.arm], self.layers[self.settings_of[variant.arm]]
         shard = self.shard(step, index)
         if not self.is_simulated:
-            for out_SD in prepared.outs_SD:
-                poison(out_SD)
+            for out in prepared.outs[arm.payload]:
+                poison(out)
         caches = self._caches_of(step) if scope is not Scope.QK else None
-        exchanges = self._exchanges(self.fabric, variant.control, step, index)
+        exchanges = self._exchanges(variant, step, index)
         if variant.control is Control.GATHER_ALONE:
-            return self._run_gathers(exchanges, shard)
-        schedule, wait_us = self.schedules[variant.arm], self.arms[variant.arm].planted_wait_us
-        start_us, host_us = self._start_together(), self.lanes.host_us()
-        made = self._run_layers(schedule, prepared, shard, exchanges, caches, scope, wait_us, self._fill)
-        host_end_us, end_us = self.lanes.host_us(), self.lanes.now_us()
+            return self._run_gathers(layers, exchanges, shard)
+        schedule = self.schedules[variant.arm]
+        start, host_us = self._start_together(), self.lanes.host_us()
+        made = self._run_layers(layers, schedule, prepared, shard, exchanges, caches, scope, arm.planted_wait_us, self._fill)
+        host_end_us, end = self.lanes.host_us(), self.lanes.mark()
         digests = (self._digest(made.q), self._digest(made.k))
         self.lanes.drain()
-        layers = self.cell.layers
+        num_layers, us = self.cell.layers, self.lanes.us
         return Outcome(
-            elapsed_us=(end_us - start_us) / layers,
-            start_us=start_us,
-            exchanges=exchanges,
+            elapsed_us=(us(end) - us(start)) / num_layers,
+            start_us=us(start),
+            window_us=fmean(exchange.window_us for exchange in exchanges),
+            times=mean_times(exchanges),
             fault=made.fault,
             q=made.q,
             k=made.k,
             topk=made.topk,
             digests=digests,
-            filler_us=made.filler_us / layers if self._fill is not None else None,
-            enqueue_us=(host_end_us - host_us) / layers if host_us is not None and host_end_us is not None else None,
+            filler_us=fmean(us(done) - us(began) for began, done in made.fillers) if made.fillers else None,
+            enqueue_us=(host_end_us - host_us) / num_layers if host_us is not None and host_end_us is not None else None,
         )
 
-    def _exchanges(self, fabric: Fabric, control: Control, step: int, index: int) -> list[Exchange]:
+    def _exchanges(self, variant: Variant, step: int, index: int) -> list[Exchange]:
         """One for each layer."""
-        prepared = self.steps[step]
-        needs_keys = control in (Control.PREFILLED, Control.ZERO_BYTE)
-        keys = self.correct(step, index).keys_SD if needs_keys else [None] * self.cell.layers
-        pairs = zip(prepared.outs_SD, keys, strict=True)
-        return [Exchange(fabric, self.lanes, prepared.plan, out_SD, control, correct_SD) for out_SD, correct_SD in pairs]
+        prepared, arm, settings = self.steps[step], self.arms[variant.arm], self.settings_of[variant.arm]
+        payload, layers = arm.payload, self.layers[settings]
+        needs_keys = variant.control in (Control.PREFILLED, Control.ZERO_BYTE)
+        correct = self.correct(step, index, settings) if needs_keys or self.one_rank is not None else None
+        exchanges = []
+        for number, out in enumerate(prepared.outs[payload]):
+            fabric = self.fabric
+            if self.one_rank is not None:
+                assert correct is not None
+                fabric = PlayedGather(self.fabric, self.one_rank, correct.wire[payload][number])
+            keys = correct.keys[payload][number] if needs_keys and correct is not None else None
+            pack = layers[number].pack if payload is Payload.FP8 else None
+            exchanges.append(Exchange(fabric, self.lanes, prepared.plan, out, variant.control, keys, pack))
+        return exchanges
 
     def _caches_of(self, step: int) -> list[KeyCache]:
         return [self.cache(step, layer) for layer in range(self.cell.layers)]
 
-    def _start_together(self) -> float:
-        """Both lanes idle, all ranks here, the last one late by the cell's skew; the time, us."""
+    def _start_together(self) -> Mark:
+        """Both lanes idle, all ranks here, the last one late by the cell's skew."""
         self.lanes.drain()
         self.lanes.meet(self.transport)
         if self.cell.skew_us and self.rank == self.cell.cp_size - 1:
             self.lanes.busy_wait(self.cell.skew_us)
-        return self.lanes.now_us()
+        return self.lanes.mark()
 
-    def _run_gathers(self, exchanges: Sequence[Exchange], shard: Shard) -> Outcome:
+    def _run_gathers(self, layers: Sequence[Indexer], exchanges: Sequence[Exchange], shard: Shard) -> Outcome:
         """The gathers alone, back to back, each of its own layer's keys of the first layer's inputs."""
-        keys = [layer.rotate(layer.project(shard)[1]) for layer in self.layers]
-        start_us = self._start_together()
+        keys = [layer.rotate(layer.project(shard)[1]) for layer in layers]
+        start = self._start_together()
         for exchange, k in zip(exchanges, keys, strict=True):
             gathered = exchange.gather(k)
-        elapsed_us = (self.lanes.now_us() - start_us) / len(keys)
-        return Outcome(elapsed_us, start_us, exchanges, None, k=gathered)
+        end = self.lanes.mark()
+        self.lanes.drain()
+        us = self.lanes.us
+        return Outcome((us(end) - us(start)) / len(keys), us(start), 0.0, mean_times(exchanges), None, k=gathered)
 
     def _run_layers(
         self,
+        layers: Sequence[Indexer],
         schedule: ScheduleFunction,
         prepared: PreparedStep,
         shard: Shard,
@@ -341,9 +323,9 @@ class PreparedCell:
         fill: Callable[[], None] | None = None,
     ) -> LayersMade:
         """As many layers as there are exchanges, each on what the one before it made; no rank waits between them but in its gathers."""
-        fault, filler_us = None, 0.0
+        fault, fillers = None, []
         for number, exchange in enumerate(exchanges):
-            layer, cache = self.layers[number], caches[number] if caches is not None else None
+            layer, cache = layers[number], caches[number] if caches is not None else None
             result = schedule(layer, shard, exchange)
             # Asked at once: a gather that the next layer joins was not joined in time.
             if fault is None and (undone := exchange.fault()) is not None:
@@ -352,12 +334,12 @@ class PreparedCell:
             if wait_us:
                 self.lanes.busy_wait(wait_us)
             if fill is not None:
-                began_us = self.lanes.now_us()
+                began = self.lanes.mark()
                 self.lanes.stage("filler", fill)
-                filler_us += self.lanes.now_us() - began_us
+                fillers.append((began, self.lanes.mark()))
             if self.is_chain:
                 shard = self.lanes.stage("carry", carry, shard, q, k)
-        return LayersMade(q, k, topk, fault, filler_us)
+        return LayersMade(q, k, topk, fault, fillers)
 
     def _finish(
         self, layer: Indexer, result: object, prepared: PreparedStep, shard: Shard, cache: KeyCache | None, scope: Scope
@@ -367,10 +349,11 @@ class PreparedCell:
             raise ScheduleError(f"returns {type(result).__name__}; a schedule returns the tensors (q, k)")
         q, k = result
         expected_q = (shard.x_TX.shape[0], self.cell.dims.num_heads, self.cell.dims.head_dim)
-        if q.shape != expected_q or k.shape != prepared.outs_SD[0].shape:
-            raise ScheduleError(
-                f"returns q {list(q.shape)} and k {list(k.shape)}; expected {list(expected_q)} and {list(prepared.outs_SD[0].shape)}"
-            )
+        # A gather gives its destination, or a control's copy of what would be there: one of the payloads.
+        expected_k = [tuple(outs[0].shape) for outs in prepared.outs.values()]
+        if q.shape != expected_q or tuple(k.shape) not in expected_k:
+            wanted = " or ".join(str(list(shape)) for shape in expected_k)
+            raise ScheduleError(f"returns q {list(q.shape)} and k {list(k.shape)}; expected {list(expected_q)} and {wanted}")
         topk = None
         if cache is not None:
             layer.store_keys(k, cache)

@@ -12,6 +12,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from experiments.errors import UserError
+from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
 from workers.affinity import settle_on, share_of_cores
 from workers.fabrics.transport import CollectiveTransport, open_group, rendezvous
@@ -90,6 +91,10 @@ class CPRank:
         cores = settle_on(share_of_cores(list(os.sched_getaffinity(0)), request.node_index, request.node_ranks))
         # gloo and NCCL pick an interface by host name otherwise, which on many hosts is loopback.
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request.interface
+        if request.device is Device.CUDA:
+            if not torch.cuda.is_available():
+                raise UserError("device cuda: this rank's node has no CUDA device that torch can use")
+            torch.cuda.set_device(request.node_index % torch.cuda.device_count())
         if self._store is None:
             self._store, _ = rendezvous(
                 request.rank, request.world_size, request.store.host, request.store.port, request.timeout_s
@@ -100,7 +105,8 @@ class CPRank:
         self._joined = request
         boot_id = Path("/proc/sys/kernel/random/boot_id")
         boot = boot_id.read_text().strip() if boot_id.exists() else ""
-        return Joined(request.rank, os.getpid(), boot, self._transport.path, cores)
+        gpu = torch.cuda.get_device_name() if request.device is Device.CUDA else ""
+        return Joined(request.rank, os.getpid(), boot, self._transport.path, cores, gpu)
 
     def _prepare(self, request: PrepareCell) -> Prepared:
         assert self._joined is not None and self._transport is not None, "a cell is prepared in a group"
@@ -151,9 +157,9 @@ class CPRank:
     def _trial(self, cell: PreparedCell, order: TrialOrder) -> tuple[TrialRow, Fault | None]:
         variant = Variant.parse(order.variant)
         index = cell.next_input()
-        cell.correct(order.step, index)  # made on first use, and not inside what is timed
+        cell.correct(order.step, index, cell.settings_of[variant.arm])  # made on first use, and not inside what is timed
         outcome = run_arm(cell, variant, order.step, index, cell.cell.scope)
-        fault = cell.problem(outcome, order.step, index)
+        fault = cell.problem(variant.arm, outcome, order.step, index)
         times = outcome.times
         row = TrialRow(
             variant=order.variant,

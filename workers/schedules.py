@@ -30,9 +30,36 @@ def serial(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, t
 
 
 def overlap_rotate(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
-    """SGLang PR #20438: rotate k first, gather it on the side lane while the main lane rotates q, join at once."""
+    """SGLang PR #20438: rotate k first, gather it on the side lane while the main lane rotates q, join at once.
+
+    The PR's host lets the second stream wait for k, enqueues q's rotation, and only then the gather; `fork_gather` keeps that order.
+    """
+    q, k = ix.project(shard)
+    gathering = fabric.fork_gather(ix.rotate(k))
+    q = ix.rotate(q)
+    return q, gathering.join()
+
+
+def overlap_gather_first(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
+    """The PR's launch point, with the gather enqueued ahead of q's rotation."""
     q, k = ix.project(shard)
     gathering = fabric.start_gather(ix.rotate(k))
+    q = ix.rotate(q)
+    return q, gathering.join()
+
+
+def overlap_query(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole key branch first, and the gather under the whole query branch: wq_b, RoPE and rotation (Megatron-LM #5691 does the like)."""
+    k = ix.rope_k(ix.project_k(shard), shard)
+    gathering = fabric.start_gather(ix.rotate(k))
+    q = ix.rotate(ix.rope_q(ix.project_q(shard), shard))
+    return q, gathering.join()
+
+
+def overlap_rotate_contiguous(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
+    """The PR's order with a copy of k before its gather, as the `.contiguous()` that its review doubted would make of a k that is not."""
+    q, k = ix.project(shard)
+    gathering = fabric.fork_gather(ix.copy(ix.rotate(k)))
     q = ix.rotate(q)
     return q, gathering.join()
 
@@ -40,6 +67,9 @@ def overlap_rotate(ix: Indexer, shard: Shard, fabric: Exchange) -> tuple[torch.T
 SCHEDULES: dict[Schedule, ScheduleFunction] = {
     Schedule.SERIAL: serial,
     Schedule.OVERLAP_ROTATE: overlap_rotate,
+    Schedule.OVERLAP_GATHER_FIRST: overlap_gather_first,
+    Schedule.OVERLAP_QUERY: overlap_query,
+    Schedule.OVERLAP_ROTATE_CONTIGUOUS: overlap_rotate_contiguous,
 }
 
 

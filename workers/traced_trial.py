@@ -16,11 +16,12 @@ import torch
 
 from experiments.names import Device, Lane, Part
 from workers.clock import SHARED, ClockOffset, offset_to_rank_0
-from workers.fabrics import Fabric, GatherTimes
+from workers.fabrics import Fabric, GatherMarks
 from workers.fabrics.transport import CollectiveTransport
-from workers.lanes import Join, Lanes
+from workers.lanes import Join, Lanes, Mark
 from workers.messages import ArmTrace, Fault, TraceCell, TraceReport, Variant
-from workers.prepared_cell import Outcome, PreparedCell
+from workers.outcome import Outcome
+from workers.prepared_cell import PreparedCell
 from workers.splits.plan import GatherPlan
 from workers.timeline import Timeline
 from workers.verify import run_arm
@@ -34,10 +35,14 @@ class TracedJoin:
     def __init__(self, join: Join, lanes: Lanes, timeline: Timeline) -> None:
         self._join, self._lanes, self._timeline = join, lanes, timeline
 
+    def enqueue(self) -> None:
+        self._join.enqueue()
+
     def join(self) -> Any:
-        start_us = self._lanes.now_us()
+        self._join.enqueue()
+        start = self._lanes.mark()
         result = self._join.join()
-        self._timeline.add(Part.JOIN, self._lanes.lane, start_us, self._lanes.now_us())
+        self._timeline.add(Part.JOIN, self._lanes.lane, start, self._lanes.mark())
         return result
 
 
@@ -48,16 +53,23 @@ class TracedLanes:
         self._lanes, self._timeline = lanes, timeline
 
     @property
+    def device(self) -> torch.device:
+        return self._lanes.device
+
+    @property
     def lane(self) -> Lane:
         return self._lanes.lane
 
-    def now_us(self) -> float:
-        return self._lanes.now_us()
+    def mark(self) -> Mark:
+        return self._lanes.mark()
+
+    def us(self, mark: Mark) -> float:
+        return self._lanes.us(mark)
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
-        start_us = self._lanes.now_us()
+        start = self._lanes.mark()
         result = self._lanes.stage(name, function, *args)
-        self._timeline.add(name, self._lanes.lane, start_us, self._lanes.now_us())
+        self._timeline.add(name, self._lanes.lane, start, self._lanes.mark())
         return result
 
     def host_us(self) -> float | None:
@@ -67,14 +79,17 @@ class TracedLanes:
         self._lanes.meet(transport)
 
     def busy_wait(self, wait_us: float) -> None:
-        start_us = self._lanes.now_us()
+        start = self._lanes.mark()
         self._lanes.busy_wait(wait_us)
-        self._timeline.add(Part.WAIT, self._lanes.lane, start_us, self._lanes.now_us())
+        self._timeline.add(Part.WAIT, self._lanes.lane, start, self._lanes.mark())
 
-    def fork(self, work: Callable[[], Any]) -> TracedJoin:
-        start_us = self._lanes.now_us()
-        join = self._lanes.fork(work)
-        self._timeline.add(Part.FORK, self._lanes.lane, start_us, self._lanes.now_us())
+    def hold_back(self, delay_us: float) -> None:
+        self._lanes.hold_back(delay_us)
+
+    def fork(self, work: Callable[[], Any], is_deferred: bool = False) -> TracedJoin:
+        start = self._lanes.mark()
+        join = self._lanes.fork(work, is_deferred)
+        self._timeline.add(Part.FORK, self._lanes.lane, start, self._lanes.mark())
         return TracedJoin(join, self._lanes, self._timeline)
 
     def drain(self) -> None:
@@ -85,7 +100,7 @@ class TracedLanes:
 
 
 class TracedFabric:
-    """See `Fabric`. The parts of a gather come from the fabric's own stopwatch, which the samples are made of too."""
+    """See `Fabric`. The parts of a gather lie between the fabric's own marks, which the samples are made of too."""
 
     def __init__(self, fabric: Fabric, lanes: Lanes, timeline: Timeline) -> None:
         self._fabric, self._lanes, self._timeline = fabric, lanes, timeline
@@ -94,22 +109,13 @@ class TracedFabric:
     def path(self) -> str:
         return self._fabric.path
 
-    def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherTimes:
+    def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherMarks:
         """See `Fabric.gather`."""
-        times = self._fabric.gather(plan, k_TD, out_SD)
-        # Backwards from the end: the simulated lanes have spent a gather's time before the fabric is asked.
-        end_us, lane = self._lanes.now_us(), self._lanes.lane
-        arrival_us = end_us - times.gather_us
-        wire_us = arrival_us + times.pad_us
-        wire_end_us = wire_us + times.wire_us
-        for part, start_us, stop_us in (
-            (Part.PAD, arrival_us, wire_us),
-            (Part.WIRE, wire_us, wire_end_us),
-            (Part.RERANGE, wire_end_us, end_us),
-        ):
-            if stop_us > start_us:
-                self._timeline.add(part, lane, start_us, stop_us)
-        return times
+        marks, lane = self._fabric.gather(plan, k_TD, out_SD), self._lanes.lane
+        self._timeline.add(Part.PAD, lane, marks.arrival, marks.wire)
+        self._timeline.add(Part.WIRE, lane, marks.wire, marks.wire_end)
+        self._timeline.add(Part.RERANGE, lane, marks.wire_end, marks.done)
+        return marks
 
 
 def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Timeline) -> Outcome:
@@ -120,10 +126,10 @@ def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Ti
     """
     traced = copy.copy(cell)
     traced.lanes = TracedLanes(cell.lanes, timeline)
-    traced.layers = [copy.copy(layer) for layer in cell.layers]
-    for layer in traced.layers:
-        layer.lanes = traced.lanes
-    traced.indexer = traced.layers[0]
+    traced.layers = {settings: [copy.copy(layer) for layer in layers] for settings, layers in cell.layers.items()}
+    for layers in traced.layers.values():
+        for layer in layers:
+            layer.lanes = traced.lanes
     traced.fabric = TracedFabric(cell.fabric, cell.lanes, timeline)
     return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
 
@@ -135,10 +141,10 @@ def trace_arms(cell: PreparedCell, request: TraceCell) -> TraceReport:
     traces, faults = [], []
     for arm in request.arms:
         index = cell.next_input()
-        cell.correct(request.step, index)
-        timeline = Timeline(cell.rank)
+        cell.correct(request.step, index, cell.settings_of[arm])
+        timeline = Timeline(cell.rank, cell.lanes.us)
         outcome = run_traced(cell, arm, request.step, index, timeline)
-        if problem := cell.problem(outcome, request.step, index):
+        if problem := cell.problem(arm, outcome, request.step, index):
             faults.append(Fault(arm, "traced trial", problem))
         end_us = outcome.start_us + outcome.elapsed_us * cell.cell.layers
         traces.append(ArmTrace(arm, round(outcome.start_us * 1e3), round(end_us * 1e3), timeline.spans))

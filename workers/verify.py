@@ -14,9 +14,11 @@ from workers.digest import digest
 from workers.fabrics.exchange import ScheduleError
 from workers.fabrics.process_group import ProcessGroupFabric
 from workers.indexer.gates import check_topk_structure
+from workers.indexer.stage_sets import StageSettings
 from workers.messages import Fault, Variant, VerifyReport
 from workers.oracle import ReferenceReport, check_against_references
-from workers.prepared_cell import Outcome, PreparedCell, Selected
+from workers.outcome import Outcome, Selected
+from workers.prepared_cell import PreparedCell
 
 MAX_FULL_STEPS = 6
 """Steps of a replay that are checked through top-k; all of them are checked through q and k while they are timed."""
@@ -63,7 +65,8 @@ def verify_cell(cell: PreparedCell, plan: VerifySpec, rank: int, deep: bool, lat
     for step in steps:
         num_inputs = cell.pool.num_inputs
         for index in range(num_inputs):
-            check.serial(step, index)
+            for settings in cell.all_settings:
+                check.serial(settings, step, index)
         # Neighbouring runs never share inputs: with fixed ones a missing wait reads the last run's identical keys.
         for turn in range(num_inputs if deep else 1):
             # Every other turn backwards, or the last of one and the first of the next might share theirs.
@@ -73,8 +76,8 @@ def verify_cell(cell: PreparedCell, plan: VerifySpec, rank: int, deep: bool, lat
     for arm in arms if late else ():
         check.arm_with_late_gather(arm, longest)
     report: ReferenceReport | None = None
-    if deep:
-        report = check_against_references(cell, longest, plan.rows_per_rank)
+    for settings in reversed(cell.all_settings) if deep else ():  # the baseline's last: its figures are the report's
+        report = check_against_references(cell, longest, plan.rows_per_rank, settings)
         check.faults += report.faults
         check.num_checks += report.num_checks
     return VerifyReport(
@@ -104,16 +107,16 @@ class _Check:
         self.key_digests: list[int] = []
         self.num_checks = 0
 
-    def serial(self, step: int, index: int) -> None:
-        """`serial` through top-k: what every arm is held against, and its own selections by structure; made once a launch."""
-        cell = self.cell
-        correct = cell.correct(step, index)
-        if (step, index) in cell.selected:
-            self.key_digests += [correct.k, cell.selected[step, index].keys]
+    def serial(self, settings: StageSettings, step: int, index: int) -> None:
+        """`serial` through top-k: what every arm of those stages is held against, and its own selections by structure; made once a launch."""
+        cell, key = self.cell, (settings, step, index)
+        correct = cell.correct(step, index, settings)
+        if key in cell.selected:
+            self.key_digests += [correct.k, cell.selected[key].keys]
             return
-        topk = cell.finish_correct(step, index)
-        cell.selected[step, index] = Selected(digest_keys(cell, step), digest(topk))
-        self.key_digests += [correct.k, cell.selected[step, index].keys]
+        topk = cell.finish_correct(step, index, settings=settings)
+        cell.selected[key] = Selected(digest_keys(cell, step), digest(topk))
+        self.key_digests += [correct.k, cell.selected[key].keys]
         form = check_topk_structure(topk, cell.visible_keys(step), cell.cell.dims.topk)
         if not form.ok:
             self.faults.append(Fault("*", "top-k", f"step {step}, input {index}: {form.detail}"))
@@ -125,9 +128,10 @@ class _Check:
         outcome = run_arm(cell, Variant(arm), step, index, Scope.INDEXER)
         self._hold(arm, "bits", outcome, step, index)
         assert outcome.topk is not None
-        if digest_keys(cell, step) != cell.selected[step, index].keys:
+        right = cell.selected[cell.settings_of[arm], step, index]
+        if digest_keys(cell, step) != right.keys:
             self.faults.append(Fault(arm, "bits", f"index keys of step {step}, input {index}: not the bits of serial"))
-        if digest(outcome.topk) != cell.selected[step, index].topk:
+        if digest(outcome.topk) != right.topk:
             self.faults.append(Fault(arm, "bits", f"top-k of step {step}, input {index}: not the bits of serial"))
         self.num_checks += 4
 
@@ -135,7 +139,7 @@ class _Check:
         """The same with the wire held back: whoever does not wait reads poison."""
         cell = self.cell
         index = cell.next_input()
-        cell.correct(step, index)
+        cell.correct(step, index, cell.settings_of[arm])
         assert isinstance(cell.fabric, ProcessGroupFabric)
         cell.fabric.delay_us = self.plan.delay_ms * 1e3
         try:
@@ -146,7 +150,7 @@ class _Check:
         self.num_checks += 2
 
     def _hold(self, arm: str, check: str, outcome: Outcome, step: int, index: int) -> None:
-        if problem := self.cell.problem(outcome, step, index):
+        if problem := self.cell.problem(arm, outcome, step, index):
             self.faults.append(Fault(arm, check, problem))
 
 

@@ -7,7 +7,7 @@ import re
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from experiments.errors import unknown_name
-from experiments.names import Payload, Schedule, Transport
+from experiments.names import Execution, Payload, Schedule, Stages, Transport
 
 _USER_SCHEDULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -21,6 +21,10 @@ class ArmSpec(BaseModel):
     """A shipped schedule's name, or `module:function`, the user's own."""
     payload: Payload = Payload.BF16
     transport: Transport = Transport.COLLECTIVE
+    stages: Stages = Stages.SEPARATE
+    execution: Execution = Execution.EAGER
+    reserved_sms: int = Field(0, ge=0, le=128)
+    """SMs that GEMMs and logits leave to others, so that a collective of that many CTAs never waits for one of their waves; CUDA only."""
     planted_wait_us: float = Field(0.0, ge=0, le=1e7, allow_inf_nan=False)
     """An extra wait that the main lane spins through in every layer that this arm and its controls time: a slow-down of known size, for
     power studies and tests. It changes no output. It is a factor like the others, so a result that has one says so: in `factors`, in

@@ -56,7 +56,7 @@ class Cell:
             "steps": [[[s.prefix_tokens, s.new_tokens] for s in step.sequences] for step in self.steps],
             "split": self.split.value,
             "cp_size": self.cp_size,
-            "fabric": self.fabric.model_dump(mode="json"),
+            "fabric": self.fabric.identity,
             "scope": self.scope.value,
             "regime": self.regime.value,
             "dims": self.dims.model_dump(mode="json"),
@@ -72,12 +72,12 @@ class Cell:
     @property
     def label(self) -> str:
         """Readable, and unique inside a sweep; the usual scope and regime, and what is at rest, are left out."""
-        simulated = "simulated-" if self.device is Device.SIMULATED else ""
+        device = f"{self.device}-" if self.device is not Device.CPU else ""
         scope = f"-{self.scope}" if self.scope is not Scope.QK else ""
         regime = f"-{self.regime}" if self.regime is not Regime.DRAINED else ""
         filler = f"-filler{self.filler_us:g}us" if self.filler_us else ""
         skew = f"-skew{self.skew_us:g}us" if self.skew_us else ""
-        return f"{simulated}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}{regime}{filler}{skew}"
+        return f"{device}{self.workload_label}-cp{self.cp_size}-{self.split}-{self.fabric.name}{scope}{regime}{filler}{skew}"
 
     @property
     def new_tokens(self) -> int:
@@ -98,7 +98,12 @@ class Cell:
 
     @property
     def is_emulated(self) -> bool:
-        return self.fabric.kind is FabricKind.EMULATED
+        return self.fabric.kind is not FabricKind.PROCESS_GROUP
+
+    @property
+    def num_ranks(self) -> int:
+        """Rank processes that run it: cp_size, or the one of a one_rank fabric."""
+        return self.fabric.num_processes(self.cp_size)
 
     def bytes_per_rank(self, num_inputs: int) -> int:
         """Estimate of a rank's tensors for the largest step: every layer's weights, keys and cache, inputs, q in its stages, a filler's copies."""

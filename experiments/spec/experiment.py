@@ -11,13 +11,13 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from experiments.errors import SpecError
-from experiments.names import BASELINE_ARM, Device, Regime, Scope, Split
+from experiments.names import BASELINE_ARM, Device, Execution, FabricKind, Payload, Regime, Scope, Split, Stages
 from experiments.spec.arms import ArmSpec
 from experiments.spec.cell import Cell
 from experiments.spec.chain import ChainSpec
 from experiments.spec.dims import DimsSpec, dims_by_name
 from experiments.spec.eligibility import why_not
-from experiments.spec.fabric import FabricSpec, fabric_by_name
+from experiments.spec.fabric import FabricSpec, fabrics_by_name
 from experiments.spec.measurement import MeasurementSpec, PlacementSpec, VerifySpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
@@ -36,7 +36,9 @@ def _listed(value: Any) -> Any:
 
 
 def _preset_fabrics(value: Any) -> Any:
-    return tuple(fabric_by_name(item) if isinstance(item, str) else item for item in _listed(value))
+    return tuple(
+        itertools.chain.from_iterable(fabrics_by_name(item) if isinstance(item, str) else (item,) for item in _listed(value))
+    )
 
 
 def _preset_dims(value: Any) -> Any:
@@ -127,6 +129,36 @@ class ExperimentSpec(BaseModel):
             raise ValueError(
                 f"simulation plants times on device 'simulated' only, not on {str(self.device)!r}: set device=simulated"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fabrics_fit_device(self) -> Self:
+        for fabric in self.cells.fabric:
+            if fabric.kind is FabricKind.ONE_RANK and self.device is not Device.CUDA:
+                raise ValueError(f"cells.fabric {fabric.name} is played on a GPU: set device=cuda, or use an emulated fabric")
+            if fabric.kind is FabricKind.EMULATED and self.device is Device.CUDA:
+                raise ValueError(
+                    f"cells.fabric {fabric.name} holds ranks to a host's clock: on device cuda use a one_rank fabric, or process_group"
+                )
+        if any(self.cells.skew_us) and any(fabric.kind is FabricKind.ONE_RANK for fabric in self.cells.fabric):
+            raise ValueError("cells.skew_us: a one_rank fabric has one real rank, which cannot be late for itself: use skew_us 0")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_fit_device_and_cells(self) -> Self:
+        for name, arm in self.arms.items():
+            needs = {
+                "stages": arm.stages is Stages.FUSED,
+                "execution": arm.execution is Execution.CUDA_GRAPH,
+                "reserved_sms": arm.reserved_sms > 0,
+            }
+            wanted = [factor for factor, is_wanted in needs.items() if is_wanted]
+            if wanted and self.device is not Device.CUDA:
+                raise ValueError(f"arms.{name}.{wanted[0]} {getattr(arm, wanted[0])} needs device cuda, not {str(self.device)!r}")
+            if arm.payload is Payload.FP8 and Scope.QK in self.cells.scope:
+                raise ValueError(
+                    f"arms.{name}.payload fp8: scope qk ends with bf16 keys, which never exist there: use key_ready or indexer"
+                )
         return self
 
     @property

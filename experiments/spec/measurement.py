@@ -79,3 +79,5 @@ class PlacementSpec(BaseModel):
     strategy: str = Field("PACK", pattern="^(PACK|SPREAD|STRICT_PACK|STRICT_SPREAD)$")
     cpus_per_rank: float = Field(1.0, gt=0, le=1024)
     """Ray CPUs that a rank reserves. Below 1 ranks share cores: right for tests of behaviour, wrong for speed."""
+    gpus_per_rank: float = Field(1.0, gt=0, le=1)
+    """Ray GPUs that a rank reserves on device cuda. Below 1 ranks share a GPU: right for tests of behaviour, and every result says so."""

@@ -18,6 +18,10 @@ class SimulationSpec(BaseModel):
     wk_us: float = Field(14, ge=0)
     norm_k_us: float = Field(3, ge=0)
     rope_us: float = Field(6, ge=0)
+    rope_q_us: float = Field(5, ge=0)
+    rope_k_us: float = Field(2, ge=0)
+    """Apart from each other, where a schedule launches before wq_b."""
+    copy_us: float = Field(2, ge=0)
     rotate_q_us: float = Field(14, ge=0)
     rotate_k_us: float = Field(5, ge=0)
     gather_us: float = Field(24, ge=0)

@@ -207,6 +207,6 @@ def _group(plain: bool, spec: ExperimentSpec) -> Iterator[RankGroup]:
 
     with connect() as cluster:
         print(cluster.words)
-        refuse_if_too_small(cluster, spec.cells.cp_size, spec.placement.cpus_per_rank)
+        refuse_if_too_small(cluster, spec.expand().cells, spec.placement)
         with lasting(ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)) as group:
             yield group

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.names import Device
+from experiments.spec.cell import Cell
+from experiments.spec.measurement import PlacementSpec
 from service.store.home import HOME_ENV_VAR, is_explicit
 
 ADDRESS_ENV_VAR = "RAY_ADDRESS"
@@ -29,19 +32,23 @@ class Cluster:
         address: What RAY_ADDRESS said; empty for our own.
         cpus: Ray CPUs that it has in all.
         nodes: (hostname, CPUs) of every living node.
+        gpus: Ray GPUs that it has in all.
     """
 
     is_own: bool
     address: str
     cpus: float
     nodes: tuple[tuple[str, float], ...]
+    gpus: float = 0.0
 
     @property
     def words(self) -> str:
         """The first line that a run prints."""
         what = "a local cluster of this run's own" if self.is_own else f"the cluster at {self.address} ({ADDRESS_ENV_VAR})"
         hosts = ", ".join(name for name, _ in self.nodes)
-        return f"Ray: {what}: {len(self.nodes)} node{'s' * (len(self.nodes) != 1)} ({hosts}), {self.cpus:g} CPUs"
+        return f"Ray: {what}: {len(self.nodes)} node{'s' * (len(self.nodes) != 1)} ({hosts}), {self.cpus:g} CPUs" + (
+            f", {self.gpus:g} GPUs" if self.gpus else ""
+        )
 
 
 @contextlib.contextmanager
@@ -130,18 +137,30 @@ def _describe(ray: Any, address: str) -> Cluster:
                 f"{HOME_ENV_VAR}: this driver does not run on the head node: say where its records go by setting {HOME_ENV_VAR}"
             )
     cpus = [(str(node["NodeManagerHostname"]), float(node["Resources"].get("CPU", 0))) for node in nodes]
-    return Cluster(is_own=not address, address=address, cpus=sum(c for _, c in cpus), nodes=tuple(cpus))
+    gpus = sum(float(node["Resources"].get("GPU", 0)) for node in nodes)
+    return Cluster(not address, address, sum(c for _, c in cpus), tuple(cpus), gpus)
 
 
-def refuse_if_too_small(cluster: Cluster, cp_sizes: Sequence[int], cpus_per_rank: float) -> None:
+def refuse_if_too_small(cluster: Cluster, cells: Sequence[Cell], placement: PlacementSpec) -> None:
     """
     Raises:
-        UserError: The largest cp_size does not fit, whatever else runs.
+        UserError: The cell with most ranks does not fit, whatever else runs.
     """
-    needed = max(cp_sizes) * cpus_per_rank
+    ranks, cpus_per_rank, gpus_per_rank = max(cell.num_ranks for cell in cells), placement.cpus_per_rank, placement.gpus_per_rank
+    if cells[0].device is Device.CUDA and ranks * gpus_per_rank > cluster.gpus:
+        sharing = (
+            "; or placement.gpus_per_rank below 1 (ranks then share a GPU: for correctness, never for speed)"
+            if cluster.gpus
+            else ""
+        )
+        raise UserError(
+            f"device cuda: {ranks} ranks x {gpus_per_rank:g} GPU need {ranks * gpus_per_rank:g} GPUs, the cluster has {cluster.gpus:g}: "
+            f"at most {int(cluster.gpus / gpus_per_rank)} ranks, or a one_rank fabric, which needs one{sharing}"
+        )
+    needed = ranks * cpus_per_rank
     if needed > cluster.cpus:
         fits = int(cluster.cpus / cpus_per_rank)
         raise UserError(
-            f"cells.cp_size: {max(cp_sizes)} ranks x {cpus_per_rank:g} CPU need {needed:g} CPUs, the cluster has {cluster.cpus:g}: "
+            f"cells.cp_size: {ranks} ranks x {cpus_per_rank:g} CPU need {needed:g} CPUs, the cluster has {cluster.cpus:g}: "
             f"at most cp_size {fits}, or a smaller placement.cpus_per_rank (ranks then share cores)"
         )

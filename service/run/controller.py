@@ -114,8 +114,8 @@ def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec, trace: bool = False)
     tasks: list[Task] = []
     plan = spec.measurement
     looks = Looks(plan.launches, plan.last_launches).planned
-    for cp_size in sorted({cell.cp_size for cell in cells}):
-        group = [cell for cell in cells if cell.cp_size == cp_size]
+    for cp_size in sorted({cell.num_ranks for cell in cells}):
+        group = [cell for cell in cells if cell.num_ranks == cp_size]
         for launch in range(plan.last_launches):
             tasks.append(Task(Action.LAUNCH, cp_size, launch))
             # Every other launch takes the cells backwards: no cell is always the first after a launch.

@@ -105,7 +105,7 @@ class RankGroup:
     def rank_map(self) -> list[dict[str, Any]]:
         """rank -> (node, process), as recorded with every launch."""
         return [
-            {"rank": j.rank, "rank_pid": j.pid, "rank_cores": list(j.cores), **asdict(h.where)}
+            {"rank": j.rank, "rank_pid": j.pid, "rank_cores": list(j.cores), "gpu": j.gpu, **asdict(h.where)}
             for j, h in zip(self.joined, self.handles, strict=True)
         ]
 
@@ -129,7 +129,7 @@ class RankGroup:
                 world_size=len(handles),
                 store=store,
                 interface="lo" if is_one_host else handle.where.interface,
-                backend="gloo",
+                backend="cpu:gloo,cuda:nccl" if device is Device.CUDA else "gloo",
                 timeout_s=gather_timeout_s,
                 num_threads=max(1, handle.where.cores // nodes.count(handle.where.node_id)),
                 device=device,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from experiments.names import Device
 from experiments.spec.measurement import PlacementSpec
 from service.errors import InfrastructureError
 from service.run.rank_group import RankGroup, Whereabouts
@@ -91,7 +92,7 @@ class RayRankGroup(RankGroup):
         ray.util.remove_placement_group(self._placement_group)
 
 
-def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float) -> RayRankGroup:
+def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float, device: Device = Device.CPU) -> RayRankGroup:
     """Actors for `cp_size` ranks, up and answering.
 
     Raises:
@@ -101,7 +102,8 @@ def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float) -> RayRa
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    bundles = [{"CPU": placement.cpus_per_rank} for _ in range(cp_size)]
+    num_gpus = placement.gpus_per_rank if device is Device.CUDA else 0
+    bundles = [{"CPU": placement.cpus_per_rank, **({"GPU": num_gpus} if num_gpus else {})} for _ in range(cp_size)]
     reserved = placement_group(bundles, strategy=placement.strategy)
     actors: list[Any] = []
     try:
@@ -111,7 +113,7 @@ def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float) -> RayRa
                 f"the cluster gave no placement for {cp_size} ranks x {placement.cpus_per_rank:g} CPU within {timeout_s:g} s ({free:g} CPU free)"
             )
         # Two threads: one may wait on the rank while the other asks for its stack or ends it.
-        remote = ray.remote(num_cpus=placement.cpus_per_rank, max_restarts=0, max_concurrency=4)(RankOwner)
+        remote = ray.remote(num_cpus=placement.cpus_per_rank, num_gpus=num_gpus, max_restarts=0, max_concurrency=4)(RankOwner)
         for index in range(cp_size):
             strategy = PlacementGroupSchedulingStrategy(placement_group=reserved, placement_group_bundle_index=index)
             actors.append(remote.options(scheduling_strategy=strategy).remote())

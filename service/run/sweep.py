@@ -85,17 +85,17 @@ def run_sweep(
         InfrastructureError: The cluster did not give what it has.
     """
     expansion = check(spec)
-    refuse_what_this_machine_cannot_hold(expansion.cells, spec.placement.cpus_per_rank, spec.measurement.inputs)
+    refuse_what_this_machine_cannot_hold(expansion.cells, spec.placement, spec.measurement.inputs)
     records = Records(home.records)
     findings = [asdict(finding) for finding in noise()]  # before Ray's own processes are among them
     try:
         with connect() as cluster:
             say(cluster.words)
-            refuse_if_too_small(cluster, spec.cells.cp_size, spec.placement.cpus_per_rank)
+            refuse_if_too_small(cluster, expansion.cells, spec.placement)
             from service.run.ray_ranks import ray_group
 
             def make_group(cp_size: int) -> RankGroup:
-                return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)
+                return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s, spec.device)
 
             import_paths = [str(Path.cwd())]
             extra = {"cluster": asdict(cluster), "preflight": findings, **(extra_environment or {})}

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from workers import oracle, prepared_cell
-from workers.indexer import indexer
+from workers import prepared_step
+from workers.indexer import ops
 from workers.indexer.rope import apply_rope
 from workers.schedules import ScheduleFunction, serial
 from workers.splits import plan
@@ -21,7 +21,7 @@ def _plan_of_another_rank() -> None:
         own, next_one = plan(split, step, cp_size, rank), plan(split, step, cp_size, (rank + 1) % cp_size)
         return replace(own, local_rows_T=next_one.local_rows_T, counts=own.counts[::-1], blocks=next_one.blocks)
 
-    prepared_cell.plan = other
+    prepared_step.plan = other
 
 
 def _ke(by: int) -> Callable[[], None]:
@@ -30,7 +30,7 @@ def _ke(by: int) -> Callable[[], None]:
             ranges = causal_ranges(step)
             return replace(ranges, ke_S=ranges.ke_S + by)
 
-        prepared_cell.causal_ranges = shifted
+        prepared_step.causal_ranges = shifted
 
     return mutate
 
@@ -39,8 +39,8 @@ def _interleaved_rope() -> None:
     def wrong(x, cos_TF, sin_TF, dims):
         return apply_rope(x, cos_TF, sin_TF, dims.model_copy(update={"rope_style": "interleaved"}))
 
-    for module in (indexer, oracle, prepared_cell):
-        module.apply_rope = wrong
+    ops.apply_rope = wrong
+    ops.TorchOps.rope_one = staticmethod(wrong)
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {

@@ -89,7 +89,7 @@ def test_what_is_wrong_in_every_layer_is_caught_in_a_chain_too(pair, mutant):
 
 def test_layers_differ_and_the_last_depends_on_all_before_it():
     cell = one_rank()
-    weights = [layer.weights for layer in cell.layers]
+    weights = [layer.weights for layer in cell.layers[cell.settings_of["baseline"]]]
     assert not torch.equal(weights[0].wk, weights[1].wk)
     assert not torch.equal(weights[0].wq_b, weights[2].wq_b)
     keys = cell.correct(0, 0).keys_SD
@@ -110,9 +110,8 @@ def test_the_first_layer_of_a_chain_is_the_drained_cell():
 def test_controls_compute_the_same_chain(control):
     cell = one_rank()
     outcome = cell.run(Variant("overlapped", control), 0, 1, Scope.INDEXER)
-    assert cell.problem(outcome, 0, 1) is None
+    assert cell.problem("overlapped", outcome, 0, 1) is None
     assert torch.equal(outcome.topk, cell.finish_correct(0, 1))
-    assert len({id(exchange) for exchange in outcome.exchanges}) == CHAIN
 
 
 def shard_of(rows: int, seed: int) -> tuple[Shard, torch.Tensor, torch.Tensor]:
@@ -148,7 +147,7 @@ def test_inputs_keep_their_size_and_follow_q_token_by_token():
 def test_filler_is_calibrated_to_what_was_asked(monkeypatch, wanted_us, units):
     """On a rank where a unit takes 5 us."""
     monkeypatch.setattr(Filler, "_measured_us", lambda filler: 5.0 * filler.units)
-    filler = Filler(wanted_us)
+    filler = Filler(wanted_us, make_lanes(Device.CPU, SimulationSpec(), 10))
     assert filler.units == units
     before = filler._target.clone()
     filler.run()

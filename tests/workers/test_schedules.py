@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import SpecError
-from experiments.names import Schedule, Scope, Split
+from experiments.names import Device, Schedule, Scope, Split, Stages
 from experiments.spec.arms import ArmSpec
 from service.run.local_ranks import local_group
 from service.run.rank_group import GroupLostError
 from tests.conftest import make_cell, make_step
 from tests.workers.asking import faults, prepare, run_block, verify
+from workers.indexer.stage_sets import STAGE_SETS
+from workers.lanes import LANES
 from workers.schedules import SCHEDULES, resolve_schedule
 
 MUTANTS = "tests.workers.mutants"
@@ -82,6 +84,8 @@ def test_a_schedule_that_breaks_costs_the_group_and_names_the_arm(groups, mutant
 
 def test_every_name_has_a_function():
     assert set(SCHEDULES) == set(Schedule)
+    assert set(STAGE_SETS) == set(Stages)
+    assert set(LANES) == set(Device)
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", f"{MUTANTS}:no_such_function", "json:__name__"])

@@ -44,7 +44,14 @@ def test_integer_logits_select_what_r2_selects(split, cp_size, shapes):
         rows = plan(split, step, cp_size, rank).local_rows_T
         fp8 = torch.float8_e4m3fn
         chosen = stages.select(
-            q8[rows].to(fp8), k8.to(fp8), torch.ones(len(k8)), gates[rows], ranges.ks_S[rows], ranges.ke_S[rows], DIMS.topk, 1
+            q8[rows].to(fp8),
+            k8.to(fp8),
+            torch.ones(len(k8)),
+            gates[rows],
+            ranges.ks_S[rows],
+            ranges.ke_S[rows],
+            DIMS.topk,
+            chunks(ranges.ke_S[rows], len(k8), logits_mib=1),
         )
         for local, row in enumerate(rows.tolist()):
             segment = truth[row, int(ks[row]) :]
@@ -54,6 +61,10 @@ def test_integer_logits_select_what_r2_selects(split, cp_size, shapes):
             assert torch.equal(segment[ours].sort().values, segment[theirs].sort().values)
             seen += 1
     assert seen == step.new_tokens
+
+
+def chunks(ke: torch.Tensor, num_keys: int, logits_mib: int = 64) -> tuple[stages.RowRange, ...]:
+    return stages.row_ranges(ke, num_keys, stages.bytes_per_logit(DIMS.num_heads), logits_mib)
 
 
 def rotated_keys(weights, x, positions):
@@ -85,7 +96,8 @@ def selections(step: Step, split: Split, cp_size: int) -> torch.Tensor:
         q = stages.hadamard(apply_rope(q, *table.cos_sin(ranges.positions_S[rows]), DIMS))
         q8, q_scale = stages.quantise_q(q)
         gates = stages.head_gates(x[rows], weights.weights_proj, q_scale, 128)
-        out[rows] = stages.select(q8, k8, k_scale, gates, ranges.ks_S[rows], ranges.ke_S[rows], DIMS.topk, 64)
+        ks, ke = ranges.ks_S[rows], ranges.ke_S[rows]
+        out[rows] = stages.select(q8, k8, k_scale, gates, ks, ke, DIMS.topk, chunks(ke, len(k8)))
     return out
 
 

@@ -142,9 +142,11 @@ def test_chunks_bound_memory_and_change_no_selection(logits_mib):
     gates = torch.rand(rows, heads)
     ks, ke = torch.zeros(rows, dtype=torch.int32), torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32)
     whole = stages.topk_positions(stages.mqa_logits(q8, k8, k_scale, gates, ks, ke), ks, ke, 32)
-    assert torch.equal(stages.select(q8, k8, k_scale, gates, ks, ke, 32, logits_mib).sort(1).values, whole.sort(1).values)
-    chunk = stages.rows_per_chunk(heads, keys, logits_mib)
-    assert chunk == 1 or chunk * keys * (heads + 2) * 4 <= logits_mib * 2**20
+    chunks = stages.row_ranges(ke, keys, stages.bytes_per_logit(heads), logits_mib)
+    assert torch.equal(stages.select(q8, k8, k_scale, gates, ks, ke, 32, chunks).sort(1).values, whole.sort(1).values)
+    assert [row for r in chunks for row in range(r.start, r.end)] == list(range(rows))
+    assert [r.num_keys for r in chunks] == [int(ke[r.end - 1]) for r in chunks]
+    assert all(r.end == r.start + 1 or (r.end - r.start) * keys * (heads + 2) * 4 <= logits_mib * 2**20 for r in chunks)
 
 
 def test_two_calls_of_zigzag_are_one_call_with_ranges():
@@ -155,9 +157,10 @@ def test_two_calls_of_zigzag_are_one_call_with_ranges():
     gates = torch.rand(16, 4)
     positions = torch.cat([torch.arange(8, 16), torch.arange(48, 56)])
     ks, ke = torch.zeros(16, dtype=torch.int32), (positions + 1).to(torch.int32)
-    one = stages.select(q8, k8, k_scale, gates, ks, ke, 8, 64)
-    prev = stages.select(q8[:8], k8[:16], k_scale[:16], gates[:8], ks[:8], ke[:8], 8, 64)
-    following = stages.select(q8[8:], k8[:56], k_scale[:56], gates[8:], ks[8:], ke[8:], 8, 64)
+    one = stages.select(q8, k8, k_scale, gates, ks, ke, 8, (stages.RowRange(0, 16, 64),))
+    half = (stages.RowRange(0, 8, 16),)
+    prev = stages.select(q8[:8], k8[:16], k_scale[:16], gates[:8], ks[:8], ke[:8], 8, half)
+    following = stages.select(q8[8:], k8[:56], k_scale[:56], gates[8:], ks[8:], ke[8:], 8, (stages.RowRange(0, 8, 56),))
     assert torch.equal(one.sort(1).values, torch.cat([prev, following]).sort(1).values)
 
 

@@ -86,15 +86,15 @@ def test_a_traced_trial_has_the_bits_of_any_other(arm):
     untraced = cell.run(Variant(arm), 0, 1, Scope.INDEXER)
     q, k, topk = untraced.q.clone(), untraced.k.clone(), untraced.topk.clone()
     timeline = Timeline(0)
-    lanes, indexer, fabric = cell.lanes, cell.indexer, cell.fabric
+    lanes, layers, fabric = cell.lanes, cell.layers, cell.fabric
     traced = run_traced(cell, arm, 0, 1, timeline)
     assert traced.digests == untraced.digests
     assert traced.q.equal(q)
     assert traced.k.equal(k)
     assert traced.topk.equal(topk)
-    assert cell.problem(traced, 0, 1) is None
-    assert (cell.lanes, cell.indexer, cell.fabric) == (lanes, indexer, fabric)
-    assert cell.indexer.lanes is lanes
+    assert cell.problem(arm, traced, 0, 1) is None
+    assert (cell.lanes, cell.layers, cell.fabric) == (lanes, layers, fabric)
+    assert all(layer.lanes is lanes for same in layers.values() for layer in same)
     num_spans = len(timeline.spans)
     cell.run(Variant(arm), 0, 1, Scope.INDEXER)
     assert len(timeline.spans) == num_spans > 0, "a trial that is not traced writes nothing"

@@ -14,10 +14,10 @@ from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
 from tests.conftest import BOTH_ARMS, MINI, make_cell, make_step
 from tests.workers.asking import prepare, verify
-from workers import prepared_cell
+from workers import prepared_step
 from workers.fabrics.transport import CollectiveTransport
-from workers.indexer import indexer as indexer_module
-from workers.indexer import stages
+from workers.indexer import ops, stages
+from workers.indexer.ops import TorchOps
 from workers.lanes import make_lanes
 from workers.messages import PrepareCell
 from workers.prepared_cell import PreparedCell
@@ -56,31 +56,30 @@ def test_recall_on_random_inputs(pair, split):
 
 def off_by_one_ke(by):
     def ranges(step):
-        right = prepared_cell_ranges(step)
+        right = prepared_step_ranges(step)
         return replace(right, ke_S=right.ke_S + by)
 
     return ranges
 
 
-prepared_cell_ranges = prepared_cell.causal_ranges
+prepared_step_ranges = prepared_step.causal_ranges
 
 
 @pytest.mark.parametrize("by", [-1, 1])
 def test_an_off_by_one_in_ke_is_caught(monkeypatch, by):
-    monkeypatch.setattr(prepared_cell, "causal_ranges", off_by_one_ke(by))
+    monkeypatch.setattr(prepared_step, "causal_ranges", off_by_one_ke(by))
     found = report(one_rank(make_cell(make_step((0, 50)), cp_size=1)))
     assert any(f.check == "top-k" for f in found.faults)
 
 
 def test_interleaved_rope_is_caught(monkeypatch):
-    right = indexer_module.apply_rope
+    right = ops.apply_rope
 
     def wrong(x, cos, sin, dims):
         return right(x, cos, sin, dims.model_copy(update={"rope_style": "interleaved"}))
 
-    monkeypatch.setattr(indexer_module, "apply_rope", wrong)
-    monkeypatch.setattr("workers.oracle.apply_rope", wrong)
-    monkeypatch.setattr(prepared_cell, "apply_rope", wrong)
+    monkeypatch.setattr(ops, "apply_rope", wrong)
+    monkeypatch.setattr(TorchOps, "rope_one", staticmethod(wrong))
     found = report(one_rank(make_cell(SHAPE, cp_size=1)))
     assert {"R2 rope.q", "R2 rope.k", "R2 gathered keys"} <= {f.check for f in found.faults}
 
@@ -103,6 +102,7 @@ def quantise_q_as_k(q):
 )
 def test_a_wrong_stage_is_caught_and_named(monkeypatch, stage, wrong, check):
     monkeypatch.setattr(stages, stage, wrong)
+    monkeypatch.setattr(TorchOps, stage, staticmethod(wrong))
     found = report(one_rank(make_cell(SHAPE, cp_size=1)))
     assert any(f.check.startswith(check) for f in found.faults), found.faults
 

@@ -15,6 +15,7 @@ from workers.splits.plan import GatherPlan
 
 SPIN_NS = 150_000
 """Sleeping is that imprecise on a stock kernel; the rest of a wait is slept in short slices."""
+ARRIVAL_BYTES = 8
 
 
 class EmulatedFabric(ProcessGroupFabric):
@@ -27,10 +28,12 @@ class EmulatedFabric(ProcessGroupFabric):
         return f"{self.transport.path}, held to {self.spec.name}"
 
     def stamp(self, local: torch.Tensor, arrival_ns: int) -> None:
-        local[-1].view(torch.int64)[0] = arrival_ns
+        local.view(torch.uint8)[-1, :ARRIVAL_BYTES] = torch.tensor([arrival_ns]).view(torch.uint8)
 
-    def hold_pace(self, plan: GatherPlan, everyone: torch.Tensor, wire_rows: int) -> float:
-        arrivals_ns = everyone.view(plan.cp_size, wire_rows, -1)[:, -1].view(torch.int64)[:, 0]
+    def move(self, plan: GatherPlan, local: torch.Tensor, everyone: torch.Tensor) -> float:
+        super().move(plan, local, everyone)
+        trailers = everyone.view(torch.uint8).view(plan.cp_size, local.shape[0], -1)[:, -1, :ARRIVAL_BYTES]
+        arrivals_ns = trailers.contiguous().view(torch.int64)
         floor_us = self.spec.floor_us(plan.received_bytes(everyone.shape[1] * everyone.element_size()))
         assert floor_us is not None
         deadline_ns = int(arrivals_ns.max()) + int(floor_us * 1e3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from experiments.spec.simulation import SimulationSpec
-from workers.fabrics.base import GatherTimes
+from workers.fabrics.base import GatherMarks
 from workers.fabrics.transport import CollectiveTransport
 from workers.lanes.simulated import SimulatedLanes
 from workers.splits.plan import GatherPlan
@@ -19,9 +19,8 @@ class SimulatedFabric:
     def __init__(self, simulation: SimulationSpec, lanes: SimulatedLanes, transport: CollectiveTransport) -> None:
         self._gather_us, self._lanes, self._transport = simulation.gather_us, lanes, transport
 
-    def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherTimes:
+    def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherMarks:
         """See `Fabric.gather`."""
-        arrival_us = self._lanes.now_us()
+        arrival_us = self._lanes.mark()
         self._lanes.pass_until(max(self._transport.all_gather_us(arrival_us)) + self._gather_us)
-        gather_us = self._lanes.now_us() - arrival_us
-        return GatherTimes(gather_us=gather_us, pad_us=0.0, wire_us=gather_us, arrival_us=arrival_us, late_us=0.0)
+        return GatherMarks(arrival_us, arrival_us, self._lanes.mark(), self._lanes.mark())

@@ -19,6 +19,7 @@ class CollectiveTransport:
     def __init__(self, group: dist.ProcessGroup | None, interface: str) -> None:
         self._group = group
         self._interface = interface
+        self._moves_device_memory = group is not None and "nccl" in str(dist.get_backend_config(group))
         # torch 2.13 renames the call; 2.11 has only the old name.
         self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -27,7 +28,11 @@ class CollectiveTransport:
         """What really carries the bytes, as recorded with every result."""
         if self._group is None:
             return "none (one rank)"
-        return f"{dist.get_backend(self._group)} over {self._interface}, {dist.get_world_size(self._group)} ranks"
+        ranks = dist.get_world_size(self._group)
+        if self._moves_device_memory:
+            version = ".".join(map(str, torch.cuda.nccl.version()))
+            return f"nccl (built with {version}) over {self._interface} or what links its devices, {ranks} ranks"
+        return f"{dist.get_backend(self._group)} over {self._interface}, {ranks} ranks"
 
     def all_gather(self, out: torch.Tensor, local: torch.Tensor) -> None:
         """uint8 [n] from every rank into uint8 [c * n], in rank order.
@@ -57,8 +62,16 @@ class CollectiveTransport:
         dist.recv(tensor, source, group=self._group)
 
     def barrier(self) -> None:
-        if self._group is not None:
+        """Of the hosts."""
+        if self._group is not None and self._moves_device_memory:
+            self.all_gather_us(0.0)  # torch's own barrier would be one of the devices
+        elif self._group is not None:
             dist.barrier(group=self._group)
+
+    def align(self, word_1: torch.Tensor) -> None:
+        """Holds the current stream until those of all ranks have come here: a sum of one word of device memory."""
+        if self._group is not None:
+            dist.all_reduce(word_1, group=self._group)
 
 
 def rendezvous(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> tuple[TCPStore, int]:

@@ -265,11 +265,12 @@ def check_topk_structure(got_TK: Tensor, lengths_T: Tensor, topk: int) -> GateRe
     Raises:
         ValueError: `got_TK` is not [T, topk].
     """
-    got, lengths = got_TK.detach().cpu().to(torch.int64), lengths_T.detach().cpu().to(torch.int64)
+    got = got_TK.detach().to(torch.int64)  # where it is: there may be many rows
+    lengths = lengths_T.detach().to(got.device, torch.int64)
     if got.shape != (lengths.numel(), topk):
         raise ValueError(f"topk: got shape {list(got.shape)}, expected {[lengths.numel(), topk]}")
     wanted = lengths.clamp(max=topk)
-    in_place = torch.arange(topk) < wanted[:, None]
+    in_place = torch.arange(topk, device=got.device) < wanted[:, None]
     ordered = got.sort(-1).values
     broken = {
         "the number of indexes": (got >= 0).sum(-1) != wanted,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from experiments.spec.dims import DimsSpec
-from workers.indexer import stages
-from workers.indexer.rope import apply_rope
+from workers.indexer.ops import StageOps
+from workers.indexer.stages import RowRange
 from workers.indexer.weights import IndexerWeights
 from workers.lanes import Lanes
 
@@ -25,6 +25,7 @@ class Shard:
         q_lora_TR: bf16, compressed queries.
         cos_TF, sin_TF: fp32 rotary tables at the tokens' global positions.
         ks_T, ke_T: int32, visible keys of each row among the packed keys.
+        ranges: Of rows whose logits are made in one go.
     """
 
     x_TX: torch.Tensor
@@ -33,6 +34,7 @@ class Shard:
     sin_TF: torch.Tensor
     ks_T: torch.Tensor
     ke_T: torch.Tensor
+    ranges: tuple[RowRange, ...] = ()
 
 
 @dataclass
@@ -51,51 +53,73 @@ class KeyCache:
     scale_N: torch.Tensor
     new_rows_S: torch.Tensor
 
-    def store(self, values_SD: torch.Tensor, scale_S: torch.Tensor) -> None:
-        """Writes the step's own keys."""
-        # Bytes are copied: indexed writes know no fp8.
-        self.values_ND.view(torch.uint8)[self.new_rows_S] = values_SD.view(torch.uint8)
-        self.scale_N[self.new_rows_S] = scale_S
+    def store_packed(self, packed_SB: torch.Tensor) -> None:
+        """Writes the step's own keys as they come off the wire, uint8 [S, 132]: 128 values and an fp32 scale."""
+        head_dim = self.values_ND.shape[1]
+        self.values_ND.view(torch.uint8)[self.new_rows_S] = packed_SB[:, :head_dim]
+        self.scale_N[self.new_rows_S] = packed_SB[:, head_dim:].contiguous().view(torch.float32)[:, 0]
 
 
 class Indexer:
     """The stages as a schedule calls them."""
 
-    def __init__(self, dims: DimsSpec, weights: IndexerWeights, lanes: Lanes, logits_mib: int) -> None:
-        self.dims, self.weights, self.lanes, self.logits_mib = dims, weights, lanes, logits_mib
+    def __init__(self, dims: DimsSpec, weights: IndexerWeights, lanes: Lanes, ops: StageOps) -> None:
+        self.dims, self.weights, self.lanes, self.ops = dims, weights, lanes, ops
 
     def project(self, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
-        """q, bf16 [T, H, D], and k, bf16 [T, D]: projected, k normalised, both with RoPE at the rank's global positions."""
-        run, w, dims = self.lanes.stage, self.weights, self.dims
-        q_THD = run("wq_b", stages.project, shard.q_lora_TR, w.wq_b).view(-1, dims.num_heads, dims.head_dim)
-        k_TD = run("wk", stages.project, shard.x_TX, w.wk)
-        k_TD = run("norm_k", stages.norm_k, k_TD, w.k_norm_weight, w.k_norm_bias)
-        return run("rope", self._rope, q_THD, k_TD, shard)
+        """q, bf16 [T, H, D], and k, bf16 [T, D]: projected, k normalised, both with RoPE at the rank's global positions, in one call."""
+        q_THD, k_TD = self.project_q(shard), self.project_k(shard)
+        return self.lanes.stage("rope", self.ops.rope, q_THD, k_TD, shard.cos_TF, shard.sin_TF, self.dims)
 
-    def _rope(self, q_THD: torch.Tensor, k_TD: torch.Tensor, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
-        q_THD = apply_rope(q_THD, shard.cos_TF, shard.sin_TF, self.dims)
-        return q_THD, apply_rope(k_TD, shard.cos_TF, shard.sin_TF, self.dims)
+    def project_q(self, shard: Shard) -> torch.Tensor:
+        """q without RoPE, bf16 [T, H, D]."""
+        q = self.lanes.stage("wq_b", self.ops.project, shard.q_lora_TR, self.weights.wq_b)
+        return q.view(-1, self.dims.num_heads, self.dims.head_dim)
+
+    def project_k(self, shard: Shard) -> torch.Tensor:
+        """Normalised k without RoPE, bf16 [T, D]."""
+        w = self.weights
+        k_TD = self.lanes.stage("wk", self.ops.project, shard.x_TX, w.wk)
+        return self.lanes.stage("norm_k", self.ops.norm_k, k_TD, w.k_norm_weight, w.k_norm_bias)
+
+    def rope_q(self, q_THD: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """RoPE of q alone, bf16 [T, H, D]; the same bits as in `project`."""
+        return self.lanes.stage("rope_q", self.ops.rope_one, q_THD, shard.cos_TF, shard.sin_TF, self.dims)
+
+    def rope_k(self, k_TD: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """RoPE of k alone, bf16 [T, D]; the same bits as in `project`."""
+        return self.lanes.stage("rope_k", self.ops.rope_one, k_TD, shard.cos_TF, shard.sin_TF, self.dims)
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Hadamard rotation of q, bf16 [T, H, D], or k, bf16 [T, D]."""
-        return self.lanes.stage("rotate_q" if x.dim() == 3 else "rotate_k", stages.hadamard, x)
+        return self.lanes.stage("rotate_q" if x.dim() == 3 else "rotate_k", self.ops.hadamard, x)
+
+    def copy(self, x: torch.Tensor) -> torch.Tensor:
+        """A copy, whatever its strides are."""
+        return self.lanes.stage("copy", torch.clone, x)
+
+    def pack(self, k_TD: torch.Tensor) -> torch.Tensor:
+        """Rotated keys quantised for the wire: bf16 [T, D] to uint8 [T, 132], 128 values and an fp32 scale."""
+        return self.lanes.stage("quantise", self._pack, k_TD)
+
+    def _pack(self, k_TD: torch.Tensor) -> torch.Tensor:
+        values_TD, scale_T = self.ops.quantise_k(k_TD)
+        return torch.cat([values_TD.view(torch.uint8), scale_T[:, None].view(torch.uint8)], 1)
 
     def store_keys(self, k_SD: torch.Tensor, cache: KeyCache) -> None:
-        """Quantises the gathered keys and stores them: the rank's cache then holds every token's key."""
-        self.lanes.stage("quantise", self._quantise_and_store, k_SD, cache)
-
-    def _quantise_and_store(self, k_SD: torch.Tensor, cache: KeyCache) -> None:
-        cache.store(*stages.quantise_k(k_SD))
+        """Puts the gathered keys, bf16 [S, D] or packed uint8 [S, 132], into the cache, which then holds every token's key."""
+        if k_SD.dtype == torch.uint8:
+            self.lanes.stage("quantise", cache.store_packed, k_SD)
+        else:
+            self.lanes.stage("quantise", self.ops.store_keys, k_SD, cache.values_ND, cache.scale_N, cache.new_rows_S)
 
     def select(self, q_THD: torch.Tensor, shard: Shard, cache: KeyCache) -> torch.Tensor:
         """int32 [T, K]: for each of the rank's rows, the positions of its best keys in its request."""
-        q8_THD, q_scale_TH = self.lanes.stage("quantise", stages.quantise_q, q_THD)
-        gates_TH = self.lanes.stage(
-            "head_gates", stages.head_gates, shard.x_TX, self.weights.weights_proj, q_scale_TH, self.dims.head_dim
-        )
+        q8_THD, q_scale_TH = self.lanes.stage("quantise", self.ops.quantise_q, q_THD)
+        weights_proj, head_dim = self.weights.weights_proj, self.dims.head_dim
+        gates_TH = self.lanes.stage("head_gates", self.ops.head_gates, shard.x_TX, weights_proj, q_scale_TH, head_dim)
         return self.lanes.stage("logits", self._select, q8_THD, gates_TH, shard, cache)
 
     def _select(self, q8_THD: torch.Tensor, gates_TH: torch.Tensor, shard: Shard, cache: KeyCache) -> torch.Tensor:
-        return stages.select(
-            q8_THD, cache.values_ND, cache.scale_N, gates_TH, shard.ks_T, shard.ke_T, self.dims.topk, self.logits_mib
-        )
+        keys = cache.values_ND, cache.scale_N
+        return self.ops.select(q8_THD, *keys, gates_TH, shard.ks_T, shard.ke_T, self.dims.topk, shard.ranges)

@@ -8,6 +8,7 @@ R q_lora rank.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -115,10 +116,29 @@ def topk_positions(logits_TN: torch.Tensor, ks_T: torch.Tensor, ke_T: torch.Tens
     return out_TK
 
 
-def rows_per_chunk(num_heads: int, num_keys: int, logits_mib: int) -> int:
-    """Query rows whose logits, with the per-head products beside them, fit in `logits_mib` mebibytes; at least 1."""
-    bytes_per_row = 4 * num_keys * (num_heads + 2)
-    return max(1, logits_mib * (1 << 20) // bytes_per_row)
+@dataclass(frozen=True)
+class RowRange:
+    """Query rows of one call for logits, and how many packed keys they read: known on the host, so that no stage waits for a device to say so."""
+
+    start: int
+    end: int
+    num_keys: int
+
+
+def row_ranges(ke_T: torch.Tensor, num_keys: int, bytes_per_logit: int, logits_mib: int) -> tuple[RowRange, ...]:
+    """Chunks of rows whose logits fit in `logits_mib` mebibytes, at least one row each; `ke_T` is on the host.
+
+    A chunk reads keys only up to its last visible one, as the in-seq-split's two calls do.
+    """
+    num_rows = ke_T.shape[0]
+    step = max(1, logits_mib * (1 << 20) // (bytes_per_logit * num_keys))
+    bounds = [(start, min(num_rows, start + step)) for start in range(0, num_rows, step)]
+    return tuple(RowRange(start, end, int(ke_T[start:end].max())) for start, end in bounds)
+
+
+def bytes_per_logit(num_heads: int) -> int:
+    """What `mqa_logits` holds for one row and key: fp32 products of all heads, and the sums beside them."""
+    return 4 * (num_heads + 2)
 
 
 def select(
@@ -129,20 +149,12 @@ def select(
     ks_T: torch.Tensor,
     ke_T: torch.Tensor,
     topk: int,
-    logits_mib: int,
+    ranges: tuple[RowRange, ...],
 ) -> torch.Tensor:
-    """Logits and top-k in chunks of query rows: int32 [T, K], as `topk_positions`.
-
-    A chunk reads keys only up to its last visible one, as the in-seq-split's two calls do.
-    """
-    num_rows = q8_THD.shape[0]
-    out_TK = torch.full((num_rows, topk), -1, dtype=torch.int32, device=q8_THD.device)
-    start = 0
-    while start < num_rows:
-        end = min(num_rows, start + rows_per_chunk(q8_THD.shape[1], k8_ND.shape[0], logits_mib))
-        rows = slice(start, end)
-        last = int(ke_T[rows].max())
-        logits = mqa_logits(q8_THD[rows], k8_ND[:last], k_scale_N[:last], gates_TH[rows], ks_T[rows], ke_T[rows])
+    """Logits and top-k, one range of query rows after the other: int32 [T, K], as `topk_positions`."""
+    out_TK = torch.full((q8_THD.shape[0], topk), -1, dtype=torch.int32, device=q8_THD.device)
+    for r in ranges:
+        rows, keys = slice(r.start, r.end), slice(0, r.num_keys)
+        logits = mqa_logits(q8_THD[rows], k8_ND[keys], k_scale_N[keys], gates_TH[rows], ks_T[rows], ke_T[rows])
         out_TK[rows] = topk_positions(logits, ks_T[rows], ke_T[rows], topk)
-        start = end
     return out_TK

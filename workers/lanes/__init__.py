@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+import torch
 
 from experiments.names import Device, Lane
 from experiments.spec.simulation import SimulationSpec
@@ -13,23 +15,42 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+Mark: TypeAlias = Any
+"""A point in the time of the lane that set it. `Lanes.us` reads it once the lanes are drained: a device may not have come to it before."""
+
 
 class Join(Protocol):
-    """What a fork returns: waits for the side lane's work and gives its result."""
+    """What a fork returns."""
 
-    def join(self) -> Any: ...
+    def enqueue(self) -> None:
+        """Hands over work that was forked with `is_deferred`; nothing to do where that runs already."""
+        ...
+
+    def join(self) -> Any:
+        """Waits for the side lane's work on the main lane, and gives its result."""
+        ...
 
 
 class Lanes(Protocol):
     """The main and the side lane of one rank."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors of a stage are."""
+        ...
+
+    @property
     def lane(self) -> Lane:
         """The lane that the caller runs on."""
         ...
 
-    def now_us(self) -> float:
-        """The time of the calling lane, in us: comparable within a host on the CPU, virtual when simulated."""
+    def mark(self) -> Mark:
+        """Marks the time of the calling lane."""
+        ...
+
+    def us(self, mark: Mark) -> float:
+        """When a lane came to a mark, in us: comparable within a host on the CPU, within a rank on a GPU, virtual when simulated. Only between
+        `drain` and the next `meet`."""
         ...
 
     def host_us(self) -> float | None:
@@ -37,7 +58,7 @@ class Lanes(Protocol):
         ...
 
     def meet(self, transport: CollectiveTransport) -> None:
-        """Waits for the same call of every other rank."""
+        """Waits for the same call of every other rank. Marks set before are void."""
         ...
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
@@ -48,8 +69,16 @@ class Lanes(Protocol):
         """Keeps the main lane busy for that long with nothing."""
         ...
 
-    def fork(self, work: Callable[[], Any]) -> Join:
-        """Starts `work` on the side lane, after everything that the main lane has done so far."""
+    def hold_back(self, delay_us: float) -> None:
+        """Keeps the calling lane from its next work for that long, without use of what other lanes need."""
+        ...
+
+    def fork(self, work: Callable[[], Any], is_deferred: bool = False) -> Join:
+        """Starts `work` on the side lane, after everything that the main lane has done so far.
+
+        `is_deferred`: a host that runs ahead of its device enqueues it only at `Join.enqueue` or `Join.join`, behind what it enqueues in between;
+        the point that it waits for stays this one. Where the host does the work itself there is no such order, and it starts at once.
+        """
         ...
 
     def drain(self) -> None:
@@ -61,11 +90,29 @@ class Lanes(Protocol):
 
 def make_lanes(device: Device, simulation: SimulationSpec, timeout_s: float) -> Lanes:
     """The lanes of a device. A join that takes longer than `timeout_s` raises TimeoutError."""
+    return LANES[device](simulation, timeout_s)
+
+
+def _cpu(simulation: SimulationSpec, timeout_s: float) -> Lanes:
     from workers.lanes.cpu import CpuLanes
+
+    return CpuLanes(timeout_s)
+
+
+def _cuda(simulation: SimulationSpec, timeout_s: float) -> Lanes:
+    from workers.lanes.cuda import CudaLanes
+
+    return CudaLanes(timeout_s)
+
+
+def _simulated(simulation: SimulationSpec, timeout_s: float) -> Lanes:
     from workers.lanes.simulated import SimulatedLanes
 
-    registry: dict[Device, Callable[[], Lanes]] = {
-        Device.CPU: lambda: CpuLanes(timeout_s),
-        Device.SIMULATED: lambda: SimulatedLanes(simulation),
-    }
-    return registry[device]()
+    return SimulatedLanes(simulation)
+
+
+LANES: dict[Device, Callable[[SimulationSpec, float], Lanes]] = {
+    Device.CPU: _cpu,
+    Device.CUDA: _cuda,
+    Device.SIMULATED: _simulated,
+}

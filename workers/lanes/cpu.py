@@ -12,7 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from experiments.names import Lane
+from workers.lanes import Mark
 
 if TYPE_CHECKING:
     from workers.fabrics.transport import CollectiveTransport
@@ -24,12 +27,17 @@ class CpuJoin:
     def __init__(self, future: Future[Any], timeout_s: float) -> None:
         self._future, self._timeout_s = future, timeout_s
 
+    def enqueue(self) -> None:
+        """It runs already."""
+
     def join(self) -> Any:
         return self._future.result(self._timeout_s)
 
 
 class CpuLanes:
-    """See `Lanes`; time is CLOCK_MONOTONIC, one clock for all ranks of a host."""
+    """See `Lanes`; a mark is CLOCK_MONOTONIC in us, one clock for all ranks of a host."""
+
+    device = torch.device("cpu")
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -41,8 +49,11 @@ class CpuLanes:
     def lane(self) -> Lane:
         return Lane.SIDE if threading.get_ident() == self._side_thread else Lane.MAIN
 
-    def now_us(self) -> float:
+    def mark(self) -> float:
         return time.monotonic_ns() / 1e3
+
+    def us(self, mark: Mark) -> float:
+        return float(mark)
 
     def host_us(self) -> None:
         return None
@@ -58,7 +69,10 @@ class CpuLanes:
         while time.monotonic_ns() < end_ns:
             pass
 
-    def fork(self, work: Callable[[], Any]) -> CpuJoin:
+    def hold_back(self, delay_us: float) -> None:
+        time.sleep(delay_us / 1e6)
+
+    def fork(self, work: Callable[[], Any], is_deferred: bool = False) -> CpuJoin:
         # Eager CPU operators are complete when they return: what the main lane did so far is there to read.
         future = self._side.submit(work)
         self._in_flight.append(future)

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from experiments.names import Lane
 from experiments.spec.simulation import SimulationSpec
+from workers.lanes import Mark
 
 if TYPE_CHECKING:
     from workers.fabrics.transport import CollectiveTransport
@@ -23,13 +26,18 @@ class SimulatedJoin:
     def __init__(self, lanes: SimulatedLanes, result: Any, end_us: float) -> None:
         self._lanes, self._result, self._end_us = lanes, result, end_us
 
+    def enqueue(self) -> None:
+        """It runs already."""
+
     def join(self) -> Any:
         self._lanes.join_at(self._end_us)
         return self._result
 
 
 class SimulatedLanes:
-    """See `Lanes`; time is virtual."""
+    """See `Lanes`; time is virtual, and a mark is that time in us."""
+
+    device = torch.device("meta")
 
     def __init__(self, simulation: SimulationSpec) -> None:
         self.simulation = simulation
@@ -43,8 +51,11 @@ class SimulatedLanes:
     def lane(self) -> Lane:
         return Lane.SIDE if self._in_side else Lane.MAIN
 
-    def now_us(self) -> float:
+    def mark(self) -> float:
         return self._side_us if self._in_side else self._main_us
+
+    def us(self, mark: Mark) -> float:
+        return float(mark)
 
     def spend(self, work_us: float) -> None:
         """Advances the calling lane by that much work."""
@@ -69,7 +80,7 @@ class SimulatedLanes:
         return None
 
     def meet(self, transport: CollectiveTransport) -> None:
-        self.pass_until(max(transport.all_gather_us(self.now_us())))
+        self.pass_until(max(transport.all_gather_us(self.mark())))
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         if name != "gather":  # the fabric knows when it ends: that depends on the other ranks
@@ -79,7 +90,10 @@ class SimulatedLanes:
     def busy_wait(self, wait_us: float) -> None:
         self._main_us += wait_us
 
-    def fork(self, work: Callable[[], Any]) -> SimulatedJoin:
+    def hold_back(self, delay_us: float) -> None:
+        self.pass_until(self.mark() + delay_us)
+
+    def fork(self, work: Callable[[], Any], is_deferred: bool = False) -> SimulatedJoin:
         self._main_us += self.simulation.fork_us
         self._side_us = max(self._side_us, self._main_us)
         self._in_side = True
