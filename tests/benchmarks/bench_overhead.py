@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from statistics import median
+from statistics import fmean, median
 
 from experiments.names import Device, Split
 from experiments.spec.arms import ArmSpec
@@ -31,7 +31,8 @@ from tests.conftest import make_cell, make_step
 from workers.messages import BlockReport, PrepareCell
 
 ARMS = {"baseline": ArmSpec(), "overlapped": ArmSpec(schedule="overlap_rotate")}
-BLOCKS = 10
+BLOCKS = 48
+"""Of each group in a pair of launches: short ones, so that what drifts on the machine meets both groups alike."""
 FEW_HEADS = DIMS["mini"].model_copy(update={"name": "few_heads", "num_heads": 2})
 CELLS = {
     "compute-bound": make_cell(make_step((0, 512)), split=Split.ZIGZAG, dims=DIMS["mini"]),
@@ -46,31 +47,32 @@ def open_cell(group: RankGroup, cell: Cell, launch: int) -> None:
     group.ask(block_of(list(ARMS), 6, 1, "warm up", launch), 120)
 
 
-def run_block(group: RankGroup, times: dict[str, list[float]], *identity: object) -> float:
-    """Adds a block's trials (slowest rank, us) to `times`; its wall time beyond the ranks' own, ms."""
+def run_block(group: RankGroup, *identity: object) -> tuple[dict[str, float], float]:
+    """A short block: each arm's mean log time (slowest rank, us), and the block's wall time beyond the ranks' own, ms."""
     began_ns = time.monotonic_ns()
-    answers = group.ask(block_of(list(ARMS), 8, 1, *identity), 120)
+    answers = group.ask(block_of(list(ARMS), 2, 1, *identity), 120)
     wall_us = (time.monotonic_ns() - began_ns) / 1e3
     reports = [answer for answer in answers if isinstance(answer, BlockReport)]
+    logs: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for rows in zip(*(report.rows for report in reports), strict=True):
-        times[rows[0].variant].append(max(row.elapsed_us for row in rows))
-    return (wall_us - max(report.busy_us for report in reports)) / 1e3
+        logs[rows[0].variant].append(math.log(max(row.elapsed_us for row in rows)))
+    return {arm: fmean(logs[arm]) for arm in ARMS}, (wall_us - max(report.busy_us for report in reports)) / 1e3
 
 
 def log_ratios(ray_ranks: RankGroup, plain: RankGroup, cell: Cell, launch: int) -> dict[str, float]:
-    """One launch of both groups, whose blocks alternate: Ray over plain as a difference of the pseudomedians of log times, for each arm. An idle
-    rank only waits."""
-    groups = (ray_ranks, plain) if launch % 2 == 0 else (plain, ray_ranks)
-    times: dict[bool, dict[str, list[float]]] = {is_ray: {arm: [] for arm in ARMS} for is_ray in (True, False)}
-    for group in groups:
+    """One launch of both groups, whose blocks alternate: Ray over plain as the pseudomedian of the differences of neighbouring blocks, for each
+    arm. An idle rank only waits."""
+    for group in (ray_ranks, plain):
         open_cell(group, cell, launch)
+    differences: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for block in range(BLOCKS):
-        for group in groups if block % 2 == 0 else groups[::-1]:
-            run_block(group, times[group is ray_ranks], launch, block)
-    for group in groups:
+        order = (ray_ranks, plain) if (block + launch) % 2 == 0 else (plain, ray_ranks)
+        logs = {group is ray_ranks: run_block(group, launch, block)[0] for group in order}
+        for arm in ARMS:
+            differences[arm].append(logs[True][arm] - logs[False][arm])
+    for group in (ray_ranks, plain):
         group.kill_ranks()
-    centre = {is_ray: {arm: pseudomedian([math.log(us) for us in times[is_ray][arm]]) for arm in ARMS} for is_ray in times}
-    return {arm: centre[True][arm] - centre[False][arm] for arm in ARMS}
+    return {arm: pseudomedian(values) for arm, values in differences.items()}
 
 
 def main() -> None:
@@ -97,7 +99,7 @@ def main() -> None:
         extra = []
         for launch in range(5):
             open_cell(four, cell, launch)
-            extra.append(median(run_block(four, {arm: [] for arm in ARMS}, launch, block) for block in range(3)))
+            extra.append(median(run_block(four, launch, block)[1] for block in range(3)))
             four.kill_ranks()
         print(
             f"dispatch and collection of a block, 4 ranks: {median(extra):.1f} ms (medians of 5 launches: {min(extra):.1f} to {max(extra):.1f})"

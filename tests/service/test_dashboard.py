@@ -80,7 +80,8 @@ def test_a_server_elsewhere_is_named_without_its_password(
 @pytest.fixture
 def dashboard(published: Home, free_port: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that serves, and what it printed by the time it was up."""
-    code = f"{DRIVER}serve(Home(Path(sys.argv[1])), int(sys.argv[2]))"
+    # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{DRIVER}serve(Home(Path(sys.argv[1])), int(sys.argv[2]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(published.folder), str(free_port)],
         cwd=ROOT,
