@@ -73,12 +73,3 @@ def modules_after(code: str) -> set[str]:
 )
 def test_heavy_imports_wait(code, heavy):
     assert not modules_after(code) & heavy
-
-
-def test_every_device_has_lanes():
-    from experiments.names import Device
-    from experiments.spec.simulation import SimulationSpec
-    from workers.lanes import make_lanes
-
-    for device in Device:
-        make_lanes(device, SimulationSpec(), 1.0).close()

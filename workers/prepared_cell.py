@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
-from experiments.names import BASELINE_ARM, Control, Device, FabricKind, Payload, Regime, Scope
+from experiments.names import BASELINE_ARM, Control, Device, Execution, FabricKind, Payload, Regime, Scope
 from experiments.spec.arms import ArmSpec
 from experiments.spec.fabric import PRESETS
 from workers.chain import carry
@@ -20,6 +21,7 @@ from workers.digest import digest
 from workers.fabrics import Fabric, make_fabric
 from workers.fabrics.exchange import POISON_BYTE, Exchange, ScheduleError, poison
 from workers.fabrics.one_rank import OneRankFabric, PlayedGather
+from workers.fabrics.process_group import ProcessGroupFabric
 from workers.fabrics.simulated import SimulatedFabric
 from workers.fabrics.transport import CollectiveTransport
 from workers.filler import Filler
@@ -38,6 +40,13 @@ from workers.splits import plan
 
 LAYER_SEEDS = 1_000_003
 """Between the seeds of two layers; no launch's seed (they lie 7,919 apart) falls on one."""
+
+
+class Trial(NamedTuple):
+    """One run of a variant, ready to be enqueued."""
+
+    enqueue: Callable[[], LayersMade]
+    exchanges: list[Exchange]
 
 
 class PreparedCell:
@@ -90,6 +99,7 @@ class PreparedCell:
         self._correct: dict[tuple[StageSettings, int, int], Correct] = {}
         self.selected: dict[tuple[StageSettings, int, int], Selected] = {}
         self._next_input = 0
+        self.graphs: dict[tuple[Variant, int, int, Scope, float], Trial] = {}
 
     def _load_weights(self, request: PrepareCell, layer: int) -> IndexerWeights:
         """Of the chain's layer: the checkpoint's layers from the stated one on, or seeds that no other layer has."""
@@ -241,18 +251,14 @@ class PreparedCell:
         Raises:
             ScheduleError: The arm's schedule breaks the contract of a schedule.
         """
-        prepared, arm, layers = self.steps[step], self.arms[variant.arm], self.layers[self.settings_of[variant.arm]]
-        shard = self.shard(step, index)
-        if not self.is_simulated:
-            for out in prepared.outs[arm.payload]:
-                poison(out)
-        caches = self._caches_of(step) if scope is not Scope.QK else None
-        exchanges = self._exchanges(variant, step, index)
+        arm = self.arms[variant.arm]
         if variant.control is Control.GATHER_ALONE:
-            return self._run_gathers(layers, exchanges, shard)
-        schedule = self.schedules[variant.arm]
+            return self._run_gathers(variant, step, index)
+        is_graph = arm.execution is Execution.CUDA_GRAPH
+        trial = (self._graphed if is_graph else self._trial)(variant, step, index, scope)
+        self._poison(step, arm.payload, scope)
         start, host_us = self._start_together(), self.lanes.host_us()
-        made = self._run_layers(layers, schedule, prepared, shard, exchanges, caches, scope, arm.planted_wait_us, self._fill)
+        made = trial.enqueue()
         host_end_us, end = self.lanes.host_us(), self.lanes.mark()
         digests = (self._digest(made.q), self._digest(made.k))
         self.lanes.drain()
@@ -260,8 +266,8 @@ class PreparedCell:
         return Outcome(
             elapsed_us=(us(end) - us(start)) / num_layers,
             start_us=us(start),
-            window_us=fmean(exchange.window_us for exchange in exchanges),
-            times=mean_times(exchanges),
+            window_us=fmean(exchange.window_us for exchange in trial.exchanges),
+            times=mean_times(trial.exchanges),
             fault=made.fault,
             q=made.q,
             k=made.k,
@@ -270,6 +276,44 @@ class PreparedCell:
             filler_us=fmean(us(done) - us(began) for began, done in made.fillers) if made.fillers else None,
             enqueue_us=(host_end_us - host_us) / num_layers if host_us is not None and host_end_us is not None else None,
         )
+
+    def _poison(self, step: int, payload: Payload, scope: Scope) -> None:
+        """Whatever a run has to write, whoever wrote it last."""
+        if not self.is_simulated:
+            for out in self.steps[step].outs[payload]:
+                poison(out)
+        if scope is not Scope.QK:
+            self._caches_of(step)
+
+    def _trial(self, variant: Variant, step: int, index: int, scope: Scope) -> Trial:
+        """As a host enqueues it stage by stage."""
+        arm, prepared, layers = self.arms[variant.arm], self.steps[step], self.layers[self.settings_of[variant.arm]]
+        shard, exchanges = self.shard(step, index), self._exchanges(variant, step, index)
+        caches = self._caches_of(step) if scope is not Scope.QK else None
+        schedule = self.schedules[variant.arm]
+
+        def enqueue() -> LayersMade:
+            return self._run_layers(layers, schedule, prepared, shard, exchanges, caches, scope, arm.planted_wait_us, self._fill)
+
+        return Trial(enqueue, exchanges)
+
+    def _graphed(self, variant: Variant, step: int, index: int, scope: Scope) -> Trial:
+        """The same as a CUDA graph: captured once for each input, since its tensors are part of it. A graph ends when both streams have, so a
+        missing join fails here."""
+        delay_us = self.fabric.delay_us if isinstance(self.fabric, ProcessGroupFabric) else 0.0
+        key = (variant, step, index, scope, delay_us)
+        if key not in self.graphs:
+            self._trial(variant, step, index, scope).enqueue()  # what compiles does it here
+            self.lanes.drain()
+            trial = self._trial(variant, step, index, scope)
+            replay, made = self.lanes.capture(trial.enqueue)
+
+            def enqueue(keeps: Trial = trial) -> LayersMade:
+                replay()
+                return made
+
+            self.graphs[key] = Trial(enqueue, trial.exchanges)
+        return self.graphs[key]
 
     def _exchanges(self, variant: Variant, step: int, index: int) -> list[Exchange]:
         """One for each layer."""
@@ -299,8 +343,11 @@ class PreparedCell:
             self.lanes.busy_wait(self.cell.skew_us)
         return self.lanes.mark()
 
-    def _run_gathers(self, layers: Sequence[Indexer], exchanges: Sequence[Exchange], shard: Shard) -> Outcome:
-        """The gathers alone, back to back, each of its own layer's keys of the first layer's inputs."""
+    def _run_gathers(self, variant: Variant, step: int, index: int) -> Outcome:
+        """The gathers alone, back to back, each of its own layer's keys of the first layer's inputs; enqueued one by one, whatever the execution."""
+        layers, shard = self.layers[self.settings_of[variant.arm]], self.shard(step, index)
+        exchanges = self._exchanges(variant, step, index)
+        self._poison(step, self.arms[variant.arm].payload, Scope.QK)
         keys = [layer.rotate(layer.project(shard)[1]) for layer in layers]
         start = self._start_together()
         for exchange, k in zip(exchanges, keys, strict=True):

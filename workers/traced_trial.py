@@ -92,6 +92,9 @@ class TracedLanes:
         self._timeline.add(Part.FORK, self._lanes.lane, start, self._lanes.mark())
         return TracedJoin(join, self._lanes, self._timeline)
 
+    def capture(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
+        return self._lanes.capture(work)
+
     def drain(self) -> None:
         self._lanes.drain()
 
@@ -131,6 +134,7 @@ def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Ti
         for layer in layers:
             layer.lanes = traced.lanes
     traced.fabric = TracedFabric(cell.fabric, cell.lanes, timeline)
+    traced.graphs = {}
     return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
 
 

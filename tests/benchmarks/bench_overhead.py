@@ -31,8 +31,10 @@ from tests.conftest import make_cell, make_step
 from workers.messages import BlockReport, PrepareCell
 
 ARMS = {"baseline": ArmSpec(), "overlapped": ArmSpec(schedule="overlap_rotate")}
-BLOCKS = 48
-"""Of each group in a pair of launches: short ones, so that what drifts on the machine meets both groups alike."""
+PREPARATIONS = 6
+"""Of the cell in a launch: where its memory lies decides some per cent of a compute-bound trial, and each preparation draws that anew."""
+BLOCKS = 10
+"""Of each group in a preparation: short ones, so that what drifts on the machine meets both groups alike."""
 FEW_HEADS = DIMS["mini"].model_copy(update={"name": "few_heads", "num_heads": 2})
 CELLS = {
     "compute-bound": make_cell(make_step((0, 512)), split=Split.ZIGZAG, dims=DIMS["mini"]),
@@ -40,11 +42,10 @@ CELLS = {
 }
 
 
-def open_cell(group: RankGroup, cell: Cell, launch: int) -> None:
-    """New rank processes, with the cell prepared and warm."""
-    group.launch(60, 30, Device.CPU, [])
-    group.ask(PrepareCell(cell, ARMS, WeightsSpec(), launch, 3, VerifySpec(), SimulationSpec()), 60)
-    group.ask(block_of(list(ARMS), 6, 1, "warm up", launch), 120)
+def open_cell(group: RankGroup, cell: Cell, *identity: object) -> None:
+    """Prepares the cell, and warms it up."""
+    group.ask(PrepareCell(cell, ARMS, WeightsSpec(), 1, 3, VerifySpec(), SimulationSpec()), 60)
+    group.ask(block_of(list(ARMS), 6, 1, "warm up", *identity), 120)
 
 
 def run_block(group: RankGroup, *identity: object) -> tuple[dict[str, float], float]:
@@ -60,19 +61,25 @@ def run_block(group: RankGroup, *identity: object) -> tuple[dict[str, float], fl
 
 
 def log_ratios(ray_ranks: RankGroup, plain: RankGroup, cell: Cell, launch: int) -> dict[str, float]:
-    """One launch of both groups, whose blocks alternate: Ray over plain as the pseudomedian of the differences of neighbouring blocks, for each
-    arm. An idle rank only waits."""
+    """One launch of both groups, whose blocks alternate: Ray over plain, for each arm. A preparation counts with the pseudomedian of the
+    differences of its neighbouring blocks, a launch with the mean over its preparations. An idle rank only waits."""
     for group in (ray_ranks, plain):
-        open_cell(group, cell, launch)
-    differences: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for block in range(BLOCKS):
-        order = (ray_ranks, plain) if (block + launch) % 2 == 0 else (plain, ray_ranks)
-        logs = {group is ray_ranks: run_block(group, launch, block)[0] for group in order}
+        group.launch(60, 30, Device.CPU, [])
+    ratios: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for preparation in range(PREPARATIONS):
+        for group in (ray_ranks, plain):
+            open_cell(group, cell, launch, preparation)
+        differences: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for block in range(BLOCKS):
+            order = (ray_ranks, plain) if (block + launch) % 2 == 0 else (plain, ray_ranks)
+            logs = {group is ray_ranks: run_block(group, launch, preparation, block)[0] for group in order}
+            for arm in ARMS:
+                differences[arm].append(logs[True][arm] - logs[False][arm])
         for arm in ARMS:
-            differences[arm].append(logs[True][arm] - logs[False][arm])
+            ratios[arm].append(pseudomedian(differences[arm]))
     for group in (ray_ranks, plain):
         group.kill_ranks()
-    return {arm: pseudomedian(values) for arm, values in differences.items()}
+    return {arm: fmean(values) for arm, values in ratios.items()}
 
 
 def main() -> None:
@@ -98,6 +105,7 @@ def main() -> None:
         cell = make_cell(make_step((0, 512)), split=Split.ZIGZAG, cp_size=4)
         extra = []
         for launch in range(5):
+            four.launch(60, 30, Device.CPU, [])
             open_cell(four, cell, launch)
             extra.append(median(run_block(four, launch, block)[1] for block in range(3)))
             four.kill_ranks()

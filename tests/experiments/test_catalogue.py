@@ -62,10 +62,10 @@ def test_identity_is_content():
         ("workload.tokens=5", "unknown key 'tokens'"),
         ("cells.split=zigzga", "cells.split"),
         ("dims=deepseek", "unknown dims preset 'deepseek' (did you mean 'deepseek_v32'?)"),
-        ("arms.overlapped.schedule=overlap", "unknown schedule 'overlap' (did you mean 'overlap_rotate'?)"),
+        ("arms.overlapped.schedule=overlap_rotat", "unknown schedule 'overlap_rotat' (did you mean 'overlap_rotate'?)"),
         (
             "arms.overlapped.sched=serial",
-            "unknown key 'sched' (did you mean 'schedule'?); allowed: payload, planted_wait_us, schedule, transport",
+            "unknown key 'sched' (did you mean 'schedule'?); allowed: execution, payload, planted_wait_us, reserved_sms, schedule, stages, transport",
         ),
         ("cells.fabric=ethernet", "unknown fabric 'ethernet'"),
         ("cells.fabric={kind: emulated, bandwidth_gbps: 1}", "unknown key 'bandwidth_gbps' (did you mean 'bandwidth_mbps'?)"),
@@ -90,7 +90,7 @@ def test_identity_is_content():
         ("a..b=3", "expected key.path=value"),
         ("name.x=3", "has no keys"),
         ("cells.split=[", "not YAML"),
-        ("device=tpu", "'cpu' or 'simulated'"),
+        ("device=tpu", "'cpu', 'cuda' or 'simulated'"),
         ("weights.checkpoint=7", "weights.checkpoint"),
     ],
 )

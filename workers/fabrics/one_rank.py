@@ -9,6 +9,7 @@ Legend: T rows on this rank, S step tokens, R rows of a rank on the wire, D head
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
@@ -20,6 +21,8 @@ from workers.fabrics.transport import CollectiveTransport
 from workers.lanes import Lanes
 from workers.splits.plan import GatherPlan
 
+LAUNCHES = 32
+
 
 class OneRankFabric(ProcessGroupFabric):
     """See `Fabric`. Before a gather `bring` says what the peers bring."""
@@ -29,6 +32,8 @@ class OneRankFabric(ProcessGroupFabric):
         self._wire: torch.Tensor | None = None
         self._began_1 = torch.zeros(1, dtype=torch.int64, device=lanes.device)
         self._pinned: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.launch_us = self._measure_launch_us()
+        """What a stream takes for a kernel that does nothing: a link's latency was measured with one in it, so the mover waits that much less."""
         self._movers: dict[Mover, Callable[[GatherPlan, torch.Tensor], None]] = {
             Mover.CTA_WRITER: self._write,
             Mover.HOST_DMA: self._copy_from_host,
@@ -46,14 +51,38 @@ class OneRankFabric(ProcessGroupFabric):
 
     def move(self, plan: GatherPlan, local: torch.Tensor, everyone: torch.Tensor) -> float:
         assert self._wire is not None and self._wire.shape == everyone.shape, "somebody says what the peers bring"
-        rows = local.shape[0]
-        everyone[plan.rank * rows : (plan.rank + 1) * rows] = local
         assert self.spec.mover is not None
         self._movers[self.spec.mover](plan, everyone)
         return 0.0
 
-    def wire_floor_us(self, plan: GatherPlan, everyone: torch.Tensor) -> float | None:
-        return self.spec.floor_us(plan.received_bytes(everyone.shape[1] * everyone.element_size()))
+    def _buffers_for(self, wire_rows: int, cp_size: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rank pads its rows right into their place, as an all-gather in place does."""
+        _, everyone = super()._buffers_for(wire_rows, cp_size, like)
+        rank = self.spec.played_rank(cp_size)
+        return everyone[rank * wire_rows : (rank + 1) * wire_rows], everyone
+
+    def wire_floor_us(self, plan: GatherPlan, everyone: torch.Tensor) -> float:
+        floor_us = self.spec.floor_us(plan.received_bytes(everyone.shape[1] * everyone.element_size()))
+        assert floor_us is not None, "a one_rank fabric has a link model"
+        return floor_us
+
+    @property
+    def _wait_us(self) -> float:
+        return max(0.0, (self.spec.latency_us or 0.0) - self.launch_us)
+
+    def _measure_launch_us(self) -> float:
+        """The median of some: what the lane's own marks show around a kernel that ends at once, behind a device that is busy."""
+        from workers.kernels.clock import sleep_us
+
+        sleep_us(0)
+        marks = []
+        self.lanes.hold_back(LAUNCHES * 40.0)
+        for _ in range(LAUNCHES):
+            began = self.lanes.mark()
+            sleep_us(0)
+            marks.append((began, self.lanes.mark()))
+        self.lanes.drain()
+        return median(self.lanes.us(ended) - self.lanes.us(began) for began, ended in marks)
 
     def _write(self, plan: GatherPlan, everyone: torch.Tensor) -> None:
         from workers.kernels.gather import write_paced
@@ -63,7 +92,7 @@ class OneRankFabric(ProcessGroupFabric):
             self._wire,
             everyone,
             num_ctas=self.spec.ctas,
-            latency_us=self.spec.latency_us or 0.0,
+            latency_us=self._wait_us,
             gbps=self.spec.bandwidth_mbps / 8e3,
             skip_start=plan.rank * plan.max_rows,
             skip_rows=plan.max_rows,
@@ -76,12 +105,12 @@ class OneRankFabric(ProcessGroupFabric):
         assert self._wire is not None
         host = self._on_host(self._wire)
         stamp(self._began_1)
-        wait_until(self._began_1, self.spec.latency_us or 0.0)
+        wait_until(self._began_1, self._wait_us)
         start, stop = plan.rank * plan.max_rows, (plan.rank + 1) * plan.max_rows
         for first, last in ((0, start), (stop, everyone.shape[0])):
             if last > first:
                 everyone[first:last].copy_(host[first:last], non_blocking=True)
-        wait_until(self._began_1, self.wire_floor_us(plan, everyone) or 0.0)
+        wait_until(self._began_1, self.wire_floor_us(plan, everyone) - self.launch_us)
 
     def _on_host(self, wire: torch.Tensor) -> torch.Tensor:
         """A pinned copy, made once; the original is kept, so its id stays its own."""

@@ -53,12 +53,6 @@ class KeyCache:
     scale_N: torch.Tensor
     new_rows_S: torch.Tensor
 
-    def store_packed(self, packed_SB: torch.Tensor) -> None:
-        """Writes the step's own keys as they come off the wire, uint8 [S, 132]: 128 values and an fp32 scale."""
-        head_dim = self.values_ND.shape[1]
-        self.values_ND.view(torch.uint8)[self.new_rows_S] = packed_SB[:, :head_dim]
-        self.scale_N[self.new_rows_S] = packed_SB[:, head_dim:].contiguous().view(torch.float32)[:, 0]
-
 
 class Indexer:
     """The stages as a schedule calls them."""
@@ -100,18 +94,12 @@ class Indexer:
 
     def pack(self, k_TD: torch.Tensor) -> torch.Tensor:
         """Rotated keys quantised for the wire: bf16 [T, D] to uint8 [T, 132], 128 values and an fp32 scale."""
-        return self.lanes.stage("quantise", self._pack, k_TD)
-
-    def _pack(self, k_TD: torch.Tensor) -> torch.Tensor:
-        values_TD, scale_T = self.ops.quantise_k(k_TD)
-        return torch.cat([values_TD.view(torch.uint8), scale_T[:, None].view(torch.uint8)], 1)
+        return self.lanes.stage("quantise", self.ops.pack_keys, k_TD)
 
     def store_keys(self, k_SD: torch.Tensor, cache: KeyCache) -> None:
         """Puts the gathered keys, bf16 [S, D] or packed uint8 [S, 132], into the cache, which then holds every token's key."""
-        if k_SD.dtype == torch.uint8:
-            self.lanes.stage("quantise", cache.store_packed, k_SD)
-        else:
-            self.lanes.stage("quantise", self.ops.store_keys, k_SD, cache.values_ND, cache.scale_N, cache.new_rows_S)
+        store = self.ops.store_packed if k_SD.dtype == torch.uint8 else self.ops.store_keys
+        self.lanes.stage("quantise", store, k_SD, cache.values_ND, cache.scale_N, cache.new_rows_S)
 
     def select(self, q_THD: torch.Tensor, shard: Shard, cache: KeyCache) -> torch.Tensor:
         """int32 [T, K]: for each of the rank's rows, the positions of its best keys in its request."""

@@ -46,6 +46,14 @@ class StageOps(Protocol):
         """Quantises keys into those rows of a cache."""
         ...
 
+    def pack_keys(self, k_TD: torch.Tensor) -> torch.Tensor:
+        """Keys quantised for the wire: bf16 [T, D] to uint8 [T, 132], 128 values and an fp32 scale."""
+        ...
+
+    def store_packed(self, packed_SB: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tensor, rows_S: torch.Tensor) -> None:
+        """Writes packed keys, uint8 [S, 132], into those rows of a cache."""
+        ...
+
     def head_gates(
         self, x_TX: torch.Tensor, weights_proj_HX: torch.Tensor, q_scale_TH: torch.Tensor, head_dim: int
     ) -> torch.Tensor: ...
@@ -105,3 +113,12 @@ class TorchOps:
         # Bytes are copied: indexed writes know no fp8.
         values_ND.view(torch.uint8)[rows_S] = values_SD.view(torch.uint8)
         scale_N[rows_S] = scale_S
+
+    def pack_keys(self, k_TD: torch.Tensor) -> torch.Tensor:
+        values_TD, scale_T = stages.quantise_k(k_TD)
+        return torch.cat([values_TD.view(torch.uint8), scale_T[:, None].view(torch.uint8)], 1)
+
+    def store_packed(self, packed_SB: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tensor, rows_S: torch.Tensor) -> None:
+        head_dim = values_ND.shape[1]
+        values_ND.view(torch.uint8)[rows_S] = packed_SB[:, :head_dim]
+        scale_N[rows_S] = packed_SB[:, head_dim:].contiguous().view(torch.float32)[:, 0]

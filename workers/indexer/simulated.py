@@ -29,3 +29,6 @@ class SimulatedOps(TorchOps):
 
     def store_keys(self, k_SD: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tensor, rows_S: torch.Tensor) -> None:
         """Nothing to store."""
+
+    def store_packed(self, packed_SB: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tensor, rows_S: torch.Tensor) -> None:
+        """Nothing to store."""

@@ -31,6 +31,8 @@ class CudaOps:
     quantise_q = staticmethod(separate.quantise_q)
     quantise_k = staticmethod(separate.quantise_k)
     store_keys = staticmethod(separate.store_keys)
+    pack_keys = staticmethod(separate.pack_keys)
+    store_packed = staticmethod(separate.unpack_keys)
     q_rope_hadamard_quantise = staticmethod(fused.q_rope_hadamard_quantise)
     k_norm_rope_hadamard = staticmethod(fused.k_norm_rope_hadamard)
 

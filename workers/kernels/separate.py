@@ -135,6 +135,41 @@ def _store_kernel(
     tl.store(scale_ptr + to, tl.reshape(scale, [R]), mask=r < left)
 
 
+@triton.jit(do_not_specialize=["num_rows"])
+def _pack_kernel(k_ptr: tl.tensor, packed_ptr: tl.tensor, num_rows: tl.tensor, R: tl.constexpr) -> None:
+    """A packed row is 33 words: 32 of values and the scale's."""
+    row0 = tl.program_id(0) * R
+    left = num_rows - row0
+    values, scale = quantise_rows_plain(load_rows(k_ptr + row0.to(tl.int64) * 128, left, R))
+    r = tl.arange(0, R)
+    r4 = r[None, :, None, None]
+    dims = (
+        tl.arange(0, 4)[:, None, None, None] * 32
+        + tl.arange(0, 4)[None, None, :, None] * 8
+        + tl.arange(0, 8)[None, None, None, :]
+    )
+    first = packed_ptr + row0.to(tl.int64) * 132
+    tile = tl.reshape(values.to(tl.float8e4nv), [4, R, 4, 8])
+    tl.store((first + r4 * 132 + dims).to(tl.pointer_type(tl.float8e4nv)), tile, mask=r4 < left)
+    tl.store((first + r * 132 + 128).to(tl.pointer_type(tl.float32)), tl.reshape(scale, [R]), mask=r < left)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _unpack_kernel(
+    packed_ptr: tl.tensor, values_ptr: tl.tensor, scale_ptr: tl.tensor, rows_ptr: tl.tensor, num_rows: tl.tensor, R: tl.constexpr
+) -> None:
+    r = tl.program_id(0) * R + tl.arange(0, R)
+    is_row = r < num_rows
+    to = tl.load(rows_ptr + r, mask=is_row, other=0).to(tl.int64)
+    word = tl.arange(0, 32)
+    words_ptr = packed_ptr.to(tl.pointer_type(tl.int32))
+    at = r.to(tl.int64)[:, None] * 33
+    words = tl.load(words_ptr + at + word[None, :], mask=is_row[:, None])
+    tl.store(values_ptr.to(tl.pointer_type(tl.int32)) + to[:, None] * 32 + word[None, :], words, mask=is_row[:, None])
+    scale = tl.load(words_ptr + r.to(tl.int64) * 33 + 32, mask=is_row)
+    tl.store(scale_ptr.to(tl.pointer_type(tl.int32)) + to, scale, mask=is_row)
+
+
 @triton.jit(do_not_specialize=["count"])
 def _scale_gates_kernel(
     gates_ptr: tl.tensor,
@@ -214,6 +249,20 @@ def _store_keys(k_SD: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tens
         _store_kernel[(tiles(num_rows),)](k_SD, values_ND, scale_N, rows_S, num_rows, TILE_ROWS, num_warps=TILE_WARPS, **EXACT)
 
 
+@operator("pack_keys(Tensor k) -> Tensor")
+def _pack_keys(k_TD: torch.Tensor) -> torch.Tensor:
+    packed = torch.empty(k_TD.shape[0], 132, dtype=torch.uint8, device=k_TD.device)
+    if num_rows := _rows(k_TD):
+        _pack_kernel[(tiles(num_rows),)](k_TD, packed, num_rows, TILE_ROWS, num_warps=TILE_WARPS, **EXACT)
+    return packed
+
+
+@operator("unpack_keys(Tensor packed, Tensor(a!) values, Tensor(b!) scale, Tensor rows) -> ()")
+def _unpack_keys(packed_SB: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tensor, rows_S: torch.Tensor) -> None:
+    if num_rows := packed_SB.shape[0]:
+        _unpack_kernel[(-(-num_rows // 64),)](packed_SB, values_ND, scale_N, rows_S, num_rows, 64, num_warps=4)
+
+
 @operator("scale_gates(Tensor(a!) gates, Tensor q_scale, int head_dim) -> ()")
 def _scale_gates(gates_TH: torch.Tensor, q_scale_TH: torch.Tensor, head_dim: int) -> None:
     if count := gates_TH.numel():
@@ -276,6 +325,19 @@ def store_keys(k_SD: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tenso
     """
     check_rows(k_SD)
     _store_keys(k_SD, values_ND, scale_N, rows_S)
+
+
+def pack_keys(k_TD: torch.Tensor) -> torch.Tensor:
+    """Quantises bf16 keys as `quantise_k`, into uint8 [T, 132]: 128 values and an fp32 scale a row, in one kernel."""
+    check_rows(k_TD)
+    return _pack_keys(k_TD)
+
+
+def unpack_keys(packed_SB: torch.Tensor, values_ND: torch.Tensor, scale_N: torch.Tensor, rows_S: torch.Tensor) -> None:
+    """Writes packed keys, uint8 [S, 132], to their rows of the cache: e4m3fn [N, D] and fp32 [N] at `rows_S`, int64 or int32."""
+    if packed_SB.dtype != torch.uint8 or packed_SB.shape[1:] != (132,) or not packed_SB.is_contiguous():
+        raise ValueError(f"packed keys are contiguous uint8 [S, 132], not {packed_SB.dtype} {list(packed_SB.shape)}")
+    _unpack_keys(packed_SB, values_ND, scale_N, rows_S)
 
 
 def head_gates(x_TX: torch.Tensor, weights_proj_HX: torch.Tensor, q_scale_TH: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -81,6 +81,10 @@ class Lanes(Protocol):
         """
         ...
 
+    def capture(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
+        """`work` as one unit that is enqueued at once, and what it returned; on lanes whose device knows such units."""
+        ...
+
     def drain(self) -> None:
         """Waits until both lanes are idle."""
         ...

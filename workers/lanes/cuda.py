@@ -37,6 +37,11 @@ HEAD_START_US = 300.0
 LONGEST_HEAD_START_US = 50_000.0
 
 
+def _new_mark() -> torch.cuda.Event:
+    """An external one, since a graph may only time itself by such."""
+    return torch.cuda.Event(enable_timing=True, external=True)
+
+
 class CudaJoin:
     """See `Join`."""
 
@@ -71,13 +76,16 @@ class CudaLanes:
         self.main = torch.cuda.Stream(priority=MAIN_PRIORITY)
         self.side = torch.cuda.Stream(priority=SIDE_PRIORITY)
         torch.cuda.set_stream(self.main)
-        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(PREALLOCATED_MARKS)]
+        self._marks = [_new_mark() for _ in range(PREALLOCATED_MARKS)]
         self._num_marks = 0
         self._events: list[torch.cuda.Event] = [torch.cuda.Event() for _ in range(PREALLOCATED_MARKS)]
         self._num_events = 0
         self._origin = torch.cuda.Event(enable_timing=True)
-        self._origin_us = 0.0
+        self._origin.record()
+        self._origin_us = self.host_us()
         self._any_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._is_capturing = False
+        self._graph_memory = torch.cuda.graph_pool_handle()
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
         self._began_us = self._last_mark_us = 0.0
         """On the host's clock: how long the last trial took to enqueue."""
@@ -87,10 +95,13 @@ class CudaLanes:
         return Lane.SIDE if torch.cuda.current_stream() == self.side else Lane.MAIN
 
     def mark(self) -> torch.cuda.Event:
-        if self._num_marks == len(self._marks):
-            self._marks.append(torch.cuda.Event(enable_timing=True))
-        event = self._marks[self._num_marks]
-        self._num_marks += 1
+        if self._is_capturing:
+            event = _new_mark()  # it belongs to the graph
+        else:
+            if self._num_marks == len(self._marks):
+                self._marks.append(_new_mark())
+            event = self._marks[self._num_marks]
+            self._num_marks += 1
         event.record()
         self._last_mark_us = self.host_us()
         return event
@@ -139,6 +150,22 @@ class CudaLanes:
             self._events.append(torch.cuda.Event())
         self._num_events += 1
         return self._events[self._num_events - 1]
+
+    def capture(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
+        """Enqueues `work` into a CUDA graph in place of the streams. Returns what enqueues the graph, and the result of `work`, whose tensors and
+        marks every replay writes anew. Both streams must be at one again when `work` returns. What it runs must have run before: nothing
+        compiles in here.
+
+        All graphs share one memory: one replay's results stand until the next graph's.
+        """
+        graph = torch.cuda.CUDAGraph()
+        self._is_capturing = True
+        try:
+            with torch.cuda.graph(graph, pool=self._graph_memory, stream=self.main):
+                result = work()
+        finally:
+            self._is_capturing = False
+        return graph.replay, result
 
     def drain(self) -> None:
         deadline_s = time.monotonic() + self._timeout_s

@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="the light stages need Triton")
 
 from experiments.spec.dims import PRESETS, DimsSpec
 from workers.indexer import stages
+from workers.indexer.ops import TorchOps
 from workers.indexer.rope import RotaryTable, apply_rope
 from workers.kernels import fused, separate
 
@@ -104,6 +105,23 @@ def test_stored_keys_are_the_quantised_ones_in_their_rows_and_no_other_row_chang
     values.view(torch.uint8)[to], scale[to] = k8.view(torch.uint8), k_scale
     assert_same_bits(values_gpu, values)
     assert_same_bits(scale_gpu, scale)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 1100])
+def test_packed_keys_are_the_same_quantised_rows_on_either_side_of_a_wire(rows):
+    k = hard_values(rows, 1)[:, 0].contiguous()
+    packed = separate.pack_keys(k)
+    assert_same_bits(packed, TorchOps().pack_keys(k.cpu()))
+    to = torch.randperm(2 * rows + 3)[:rows].cuda()
+    values, scale = (
+        torch.zeros(2 * rows + 3, 128, device="cuda").to(torch.float8_e4m3fn),
+        torch.zeros(2 * rows + 3, device="cuda"),
+    )
+    wanted_values, wanted_scale = values.clone(), scale.clone()
+    separate.unpack_keys(packed, values, scale, to)
+    separate.store_keys(k, wanted_values, wanted_scale, to)
+    assert_same_bits(values, wanted_values.cpu())
+    assert_same_bits(scale, wanted_scale.cpu())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
