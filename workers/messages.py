@@ -10,6 +10,7 @@ from experiments.spec.cell import Cell
 from experiments.spec.measurement import VerifySpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
+from workers.device_state import DeviceState
 from workers.timeline import Span
 
 
@@ -180,6 +181,8 @@ class BlockReport:
     faults: tuple[Fault, ...]
     busy_us: float
     """The block's whole time on the rank; trials take part of it."""
+    device_state: DeviceState | None = None
+    """Of a GPU, right after the block."""
 
 
 @dataclass(frozen=True)

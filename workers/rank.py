@@ -15,6 +15,7 @@ from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
 from workers.affinity import settle_on, share_of_cores
+from workers.device_monitor import DeviceMonitor
 from workers.fabrics.transport import CollectiveTransport, open_group, rendezvous
 from workers.lanes import Lanes, make_lanes
 from workers.messages import (
@@ -55,6 +56,7 @@ class CPRank:
         self._lanes: Lanes | None = None
         self._request: PrepareCell | None = None
         self._cell: PreparedCell | None = None
+        self._monitor: DeviceMonitor | None = None
 
     def answer(self, request: Request) -> Answer:
         """Does what is asked."""
@@ -117,6 +119,8 @@ class CPRank:
         gc.collect()
         # A join outlasts the gather under it: the group's own time-out, which names the missing rank, comes first.
         self._lanes = make_lanes(request.cell.device, request.simulation, 2 * self._joined.timeout_s)
+        if request.cell.device is Device.CUDA and self._monitor is None:
+            self._monitor = DeviceMonitor()
         self._request = request
         self._cell = PreparedCell(request, self._joined.rank, self._lanes, self._transport)
         # What lives now (torch's own objects, most of it) lives to the end of the cell: a collection before each block need not walk it.
@@ -143,7 +147,8 @@ class CPRank:
                     faults.append(fault)
         finally:
             gc.enable()
-        return BlockReport(self._joined.rank, tuple(rows), tuple(faults), (time.monotonic_ns() - began_ns) / 1e3)
+        state = self._monitor.read() if self._monitor is not None else None
+        return BlockReport(self._joined.rank, tuple(rows), tuple(faults), (time.monotonic_ns() - began_ns) / 1e3, state)
 
     def _trace(self, request: TraceCell) -> TraceReport:
         assert self._cell is not None

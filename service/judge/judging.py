@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -13,13 +14,14 @@ from service.judge.accounting import Account, AccountSummary, ArmTimes, account,
 from service.judge.comparison import SAME_ERROR, Evidence, evidence_of
 from service.judge.family import discovery_level, flagged
 from service.judge.looks import Looks
-from service.judge.results import SERIAL_CONTROL, AACheck, ArmResult, CellRecord, CellResult, Latency
+from service.judge.results import SERIAL_CONTROL, AACheck, ArmResult, CellRecord, CellResult, GpuConduct, Latency
 from service.judge.samples import Sample, by_launch, launch_time_us, percentile, reduce_trials
 from service.judge.verdict import Judgement, judge
+from workers.device_state import DeviceState
 
 HOST_BOUND_SHARE = 0.95
-"""An arm is host bound when the host was still enqueuing that far into its trials, on the median: the device waited for the host, and what
-a schedule changes on the device can not show."""
+"""An arm is host bound when enqueuing its work takes the host that share of the work's own time, on the median. A trial gives the host a head start,
+so its time is the device's; a server whose host is not ahead would wait for it, and what a schedule changes on the device would not show there."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,21 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
         lateness_us=tuple(fmean(rank) for rank in zip(*lateness, strict=True)) if is_valid else (),
         filler_p50_us=median(filler) if is_valid and filler else None,
         aa=aa.read(1 - spec.measurement.confidence, SAME_ERROR) if aa is not None else None,
+        gpus=_gpus(record.device_states),
+    )
+
+
+def _gpus(blocks: Sequence[tuple[DeviceState, ...]]) -> GpuConduct | None:
+    states = [state for block in blocks for state in block]
+    if not states:
+        return None
+    clocks = [state.sm_mhz for state in states if state.sm_mhz is not None]
+    seen = Counter(name for block in blocks for name in {name for state in block for name in state.slowdowns})
+    return GpuConduct(
+        sm_mhz=(min(clocks), max(clocks)) if clocks else None,
+        slowdowns=dict(sorted(seen.items())),
+        blocks=len(blocks),
+        peak_memory_mib=max(state.peak_memory_mib for state in states),
     )
 
 

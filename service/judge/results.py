@@ -10,6 +10,7 @@ from experiments.names import METHODOLOGY_VERSION, SweepStatus, Verdict
 from service.judge.accounting import AccountSummary
 from service.judge.comparison import Comparison
 from service.judge.samples import Trial
+from workers.device_state import DeviceState
 from workers.messages import Fault
 
 SERIAL_CONTROL = "_serial"
@@ -44,7 +45,24 @@ class ArmResult:
     account: AccountSummary | None
     num_samples: int
     host_bound: bool | None
-    """Whether the device waited for the host's enqueuing; None where the host does the work itself (CPU, simulated)."""
+    """Whether a host without a head start would be what sets the pace; None where the host does the work itself (CPU, simulated)."""
+
+
+@dataclass(frozen=True)
+class GpuConduct:
+    """How the GPUs of a cell behaved, over all ranks and blocks.
+
+    Attributes:
+        sm_mhz: The lowest and the highest clock; None where NVML's binding is missing.
+        slowdowns: What held clocks down, and after how many blocks it was seen.
+        blocks: How many blocks there were.
+        peak_memory_mib: The most that a rank held.
+    """
+
+    sm_mhz: tuple[int, int] | None
+    slowdowns: dict[str, int]
+    blocks: int
+    peak_memory_mib: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,8 @@ class CellResult:
     """What the filler after each layer really took; None where the cell has none."""
     aa: Comparison | None
     """The second copy of the baseline against the first, read by itself."""
+    gpus: GpuConduct | None
+    """Of the GPUs after its blocks; None without any."""
 
     @property
     def label(self) -> str:
@@ -129,3 +149,5 @@ class CellRecord:
     checks: dict[str, Any]
     path: str
     gather_floor_us: float | None
+    device_states: Sequence[tuple[DeviceState, ...]] = ()
+    """Of every block, every rank's GPU."""

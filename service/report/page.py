@@ -11,6 +11,7 @@ from typing import Any
 from experiments.names import SweepStatus
 from service.judge.interval import Interval
 from service.judge.results import ArmResult
+from service.report.caveats import caveats
 from service.report.charts import aa_forest, account_charts, forest, speed_panels
 from service.report.dossier import Dossier
 from service.report.provenance import (
@@ -24,7 +25,7 @@ from service.report.provenance import (
     verdict_counts,
     when,
 )
-from service.report.table import aa_words, bounds, caveats, hardware, percent, verdict_words
+from service.report.table import aa_words, bounds, hardware, percent, verdict_words
 
 FOLDER = Path(__file__).parent
 

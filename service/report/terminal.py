@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from service.judge.results import SweepResult
-from service.report.table import aa_words, caveats, hardware, headings, rows
+from service.report.caveats import caveats
+from service.report.table import aa_words, hardware, headings, rows
 
 
 def print_result(result: SweepResult) -> None:

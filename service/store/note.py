@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from experiments.names import Verdict
 from service.judge.results import ArmResult, CellResult, SweepResult
-from service.report.table import aa_words, bounds, caveats, hardware, headings, percent, rows, share, verdict_words
+from service.report.caveats import caveats
+from service.report.table import aa_words, bounds, hardware, headings, percent, rows, share, verdict_words
 
 MAX_NOTE_BYTES = 7600
 """MLflow cuts a tag at 8,000 characters; bytes are never fewer than characters."""

@@ -22,12 +22,14 @@ from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import CellRecord
 from service.judge.samples import Trial
 from service.store.schema import Transaction, open_records
+from workers.device_state import DeviceState
 from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
 
 RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "arrival_us", "late_us", "filler_us", "enqueue_us")
 """What a trial keeps of every rank, in this order; rows of schema 1 end with `late_us`."""
 
 
+_DEVICE_STATES = TypeAdapter(list[DeviceState])
 _TRACE_REPORTS = TypeAdapter(list[TraceReport])
 
 LAST = "last"
@@ -177,6 +179,9 @@ class Records:
                 "INSERT OR REPLACE INTO block VALUES (?,?,?,?,?,?,?,?)",
                 (*key, started_s, wall_us, max(r.busy_us for r in reports)),
             )
+            states = [asdict(report.device_state) for report in reports if report.device_state is not None]
+            if states:
+                self._db.execute("INSERT OR REPLACE INTO device_state VALUES (?,?,?,?,?,?)", (*key, json.dumps(states)))
             self._db.execute("DELETE FROM trial WHERE sweep_id=? AND cell_id=? AND launch=? AND kind=? AND block=?", key)
             for position, rows in enumerate(zip(*(report.rows for report in reports), strict=True)):
                 ranks = [[_short(getattr(row, name)) for name in RANK_FIELDS] for row in rows]
@@ -288,6 +293,7 @@ class Records:
         trials = self._db.execute(
             "SELECT * FROM trial WHERE sweep_id=? AND cell_id=? ORDER BY launch, kind, block, position", key
         ).fetchall()
+        states = self._db.execute("SELECT states FROM device_state WHERE sweep_id=? AND cell_id=?", key)
         return CellRecord(
             cell=json.loads(row["cell"]),
             trials=[_trial(trial) for trial in trials],
@@ -299,6 +305,7 @@ class Records:
             },
             path=row["path"],
             gather_floor_us=row["floor_us"],
+            device_states=[tuple(_DEVICE_STATES.validate_json(state["states"])) for state in states],
         )
 
 

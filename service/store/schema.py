@@ -43,7 +43,9 @@ CREATE TABLE IF NOT EXISTS settling (
 CREATE TABLE IF NOT EXISTS spent (
     sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, cp_size INTEGER NOT NULL, launch INTEGER NOT NULL, action TEXT NOT NULL,
     block INTEGER NOT NULL, took_s REAL NOT NULL, PRIMARY KEY (sweep_id, cell_id, cp_size, launch, action, block));
-
+CREATE TABLE IF NOT EXISTS device_state (
+    sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, kind TEXT NOT NULL, block INTEGER NOT NULL,
+    states TEXT NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch, kind, block));
 CREATE TABLE IF NOT EXISTS trace (
     sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, reports TEXT NOT NULL, PRIMARY KEY (sweep_id, cell_id));
 """

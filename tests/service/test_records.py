@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from experiments import catalogue
 from experiments.errors import UserError
 from experiments.names import Lane, SweepStatus
 from service.environment import environment
+from service.judge.results import GpuConduct
+from service.report.caveats import caveats
 from service.run.sweep import load_result
 from service.store.records import Records
+from workers.device_state import DeviceState
 from workers.messages import ArmTrace, BlockReport, Fault, TraceReport, TrialRow, VerifyReport
 from workers.timeline import Span
 
@@ -138,6 +142,20 @@ def test_another_schema_is_refused_by_name(tmp_path):
     db.close()
     with pytest.raises(UserError, match="schema 99"):
         Records(path)
+
+
+def test_what_gpus_did_after_blocks_is_summed_up_and_said(tmp_path):
+    records = Records(tmp_path / "records.db")
+    records.start_sweep("s1", SPEC, CELLS, environment(), None)
+    states = [DeviceState(100.0, 1980, 2600, 40, 300.0), DeviceState(120.0, 1700, 2600, 60, 690.0, ("power cap",))]
+    for block in range(2):
+        told = [replace(report, device_state=state) for report, state in zip(reports(), states, strict=True)]
+        records.add_block("s1", CELLS[0].cell_id, 0, "arms", block, told, 2e3)
+    result = load_result(records, "s1")
+    assert result.cells[0].gpus == GpuConduct((1700, 1980), {"power cap": 2}, 2, 120.0)
+    assert result.cells[1].gpus is None
+    assert {"GPU clocks: 1700 to 1980 MHz", "GPU slowed down by power cap after 2 of 2 blocks"} <= set(caveats(result))
+    records.close()
 
 
 def test_records_of_schema_1_are_taken_as_they_are(tmp_path):

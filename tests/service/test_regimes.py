@@ -11,7 +11,7 @@ from experiments.names import Regime
 from service.judge.judging import judge_sweep
 from service.judge.results import CellRecord
 from service.judge.samples import launch_time_us, reduce_trials
-from service.report.table import caveats
+from service.report.caveats import caveats
 from service.run.preview import preview
 from service.run.sweep import load_result
 from service.store.planned_run import plan_runs
@@ -136,7 +136,7 @@ def test_a_host_bound_arm_says_so(tmp_path):
     records, result = make_sweep(home_in(tmp_path), spec)
     arms = tuple(replace(arm, host_bound=arm.arm == "overlapped") for arm in result.cells[0].arms)
     bound = replace(result, cells=(replace(result.cells[0], arms=arms), *result.cells[1:]))
-    assert any(line.startswith("host bound") and f"overlapped in {result.cells[0].label}" in line for line in caveats(bound))
+    assert any(line.startswith(f"host bound in {result.cells[0].label}: overlapped:") for line in caveats(bound))
     assert not any(line.startswith("host bound") for line in caveats(result))
     runs = {
         run.arm: run
