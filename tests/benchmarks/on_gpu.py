@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.on_gpu OUT [--only tests,kernels,nvlink,...]
 
-Ranks are plain child processes of this one, so a machine with one GPU needs no Ray. What is measured goes to OUT/home as a run's records do: elsewhere
+Ranks are plain child processes of this one, so a machine with one GPU needs no Ray. What is measured goes to OUT/home as records: elsewhere
 `CPLAB_HOME=OUT/home cplab report SWEEP` draws it, and `cplab sync SWEEP` publishes it.
 """
 
