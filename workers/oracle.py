@@ -45,7 +45,7 @@ def check_against_references(cell: PreparedCell, step: int, num_rows: int, setti
     keys_SD = _reference_keys(cell, r2, step, index)
     results = [
         *_stage_gates(cell, r2, step, index, rows_T, settings),
-        _key_gate(cell.correct(step, index, settings).keys_SD[0].cpu(), keys_SD),
+        _key_gate(cell.correct(step, index, settings.unchained).keys_SD[0].cpu(), keys_SD),
     ]
     topk_TK = cell.finish_correct(step, index, 1, settings).cpu()[rows_T]
     tokens_T = cell.steps[step].plan.local_rows_T[rows_T]

@@ -18,7 +18,7 @@ from experiments.spec.arms import ArmSpec
 from experiments.spec.fabric import PRESETS
 from workers.chain import carry
 from workers.digest import digest
-from workers.fabrics import Fabric, make_fabric
+from workers.fabrics import Fabric, by_transport, make_fabric
 from workers.fabrics.exchange import POISON_BYTE, Exchange, ScheduleError, poison
 from workers.fabrics.one_rank import OneRankFabric, PlayedGather
 from workers.fabrics.process_group import ProcessGroupFabric
@@ -65,13 +65,14 @@ class PreparedCell:
         self.schedules: dict[str, ScheduleFunction] = {name: resolve_schedule(arm.schedule) for name, arm in request.arms.items()}
         self.arms: dict[str, ArmSpec] = request.arms
         self.payloads = {Payload.BF16, *(arm.payload for arm in request.arms.values())}
-        self.settings_of = {name: StageSettings.of(arm) for name, arm in request.arms.items()}
+        self.settings_of = {name: StageSettings.of(arm, self.is_chain) for name, arm in request.arms.items()}
         self.all_settings = list(dict.fromkeys([self.settings_of[BASELINE_ARM], *self.settings_of.values()]))
         """The baseline's first."""
         weights = [self._load_weights(request, layer) for layer in range(cell.layers)]
         self.weights = weights[0]
         self.layers: dict[StageSettings, list[Indexer]] = {
-            settings: [make_indexer(settings, cell.dims, layer, lanes) for layer in weights] for settings in self.all_settings
+            settings: [make_indexer(settings, cell.dims, layer, lanes) for layer in weights]
+            for settings in {either for s in self.all_settings for either in (s, s.unchained)}
         }
         self.pool = InputPool(cell.dims, cell.steps, request.num_inputs, request.seed, self.device)
         self.one_rank: OneRankFabric | None = None
@@ -83,6 +84,7 @@ class PreparedCell:
         else:
             self.fabric = make_fabric(cell.fabric, transport, lanes)
             self._unpaced = make_fabric(PRESETS["process_group"], transport, lanes)
+        self.fabrics = by_transport(self.fabric, {arm.transport for arm in request.arms.values()})
         if isinstance(self.fabric, OneRankFabric):
             self.one_rank = self.fabric
         self._fill: Callable[[], None] | None = None
@@ -172,8 +174,19 @@ class PreparedCell:
             if self.one_rank is not None:
                 self._correct[key] = self._played(settings, step, index)
             else:
-                outs_SD = tuple(torch.empty_like(out_SD) for out_SD in prepared.outs[Payload.BF16])
-                exchanges = [Exchange(self._unpaced, self.lanes, prepared.plan, out_SD, Control.NONE, None) for out_SD in outs_SD]
+                outs_SD = tuple(torch.empty_like(out_SD) for out_SD in prepared.outs[settings.chained])
+                exchanges = [
+                    Exchange(
+                        self._unpaced,
+                        self.lanes,
+                        prepared.plan,
+                        out_SD,
+                        Control.NONE,
+                        None,
+                        self._pack_of(settings.chained, layer),
+                    )
+                    for out_SD, layer in zip(outs_SD, self.layers[settings], strict=True)
+                ]
                 made = self._run_layers(
                     self.layers[settings], serial, prepared, self.shard(step, index), exchanges, None, Scope.QK
                 )
@@ -182,7 +195,10 @@ class PreparedCell:
         return self._correct[key]
 
     def _in_payloads(self, settings: StageSettings, keys_SD: tuple[torch.Tensor, ...]) -> dict[Payload, tuple[torch.Tensor, ...]]:
-        """bf16 keys, [S, D] a layer, as every payload that an arm has. Rows are quantised one by one, so it may be done on either side of a wire."""
+        """Keys, [S, D] a layer, as every payload that an arm has. Rows are quantised one by one, so it may be done on either side of a wire; in a
+        chain it is done before."""
+        if settings.chained is not Payload.BF16:
+            return {settings.chained: keys_SD}
         pack = self.layers[settings][0].pack
         return {
             payload: keys_SD if payload is Payload.BF16 else tuple(pack(keys) for keys in keys_SD) for payload in self.payloads
@@ -201,7 +217,8 @@ class PreparedCell:
                 wire[rank, : k.shape[0]] = layer.rotate(k)
                 if self.is_chain or rank == self.rank:
                     queries[rank] = layer.rotate(q)
-            wires.append(wire.view(-1, head_dim))
+            rows = wire.view(-1, head_dim)
+            wires.append(rows if settings.chained is Payload.BF16 else layer.pack(rows))
             keys.append(wires[-1].index_select(0, source_rows_S))
             if self.is_chain:
                 shards = {rank: carry(shard, queries[rank], keys[-1]) for rank, shard in shards.items()}
@@ -214,7 +231,7 @@ class PreparedCell:
         """`serial` on that input through top-k, into the step's caches: int32 [T, K] of the last layer, or of the last of `num_layers`."""
         prepared, settings = self.steps[step], settings or self.all_settings[0]
         correct = self.correct(step, index, settings)
-        pairs = list(zip(prepared.outs[Payload.BF16], correct.keys_SD, strict=True))[:num_layers]
+        pairs = list(zip(prepared.outs[settings.chained], correct.keys[settings.chained], strict=True))[:num_layers]
         exchanges = [Exchange(self._unpaced, self.lanes, prepared.plan, out, Control.PREFILLED, keys) for out, keys in pairs]
         shard = self.shard(step, index)
         made = self._run_layers(self.layers[settings], serial, prepared, shard, exchanges, self._caches_of(step), Scope.INDEXER)
@@ -323,14 +340,18 @@ class PreparedCell:
         correct = self.correct(step, index, settings) if needs_keys or self.one_rank is not None else None
         exchanges = []
         for number, out in enumerate(prepared.outs[payload]):
-            fabric = self.fabric
+            fabric = self.fabrics[arm.transport]
             if self.one_rank is not None:
                 assert correct is not None
                 fabric = PlayedGather(self.fabric, self.one_rank, correct.wire[payload][number])
             keys = correct.keys[payload][number] if needs_keys and correct is not None else None
-            pack = layers[number].pack if payload is Payload.FP8 else None
+            pack = self._pack_of(payload, layers[number])
             exchanges.append(Exchange(fabric, self.lanes, prepared.plan, out, variant.control, keys, pack))
         return exchanges
+
+    @staticmethod
+    def _pack_of(payload: Payload, layer: Indexer) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return layer.pack if payload is Payload.FP8 else None
 
     def _caches_of(self, step: int) -> list[KeyCache]:
         return [self.cache(step, layer) for layer in range(self.cell.layers)]

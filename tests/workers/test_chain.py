@@ -7,7 +7,7 @@ import torch
 
 from experiments import catalogue
 from experiments.errors import SpecError
-from experiments.names import Control, Device, Scope, Split
+from experiments.names import Control, Device, Payload, Scope, Split
 from experiments.spec.arms import ArmSpec
 from experiments.spec.measurement import VerifySpec
 from experiments.spec.simulation import SimulationSpec
@@ -42,6 +42,22 @@ def test_shipped_schedules_agree_bit_for_bit_through_a_chain(pair, split, scope)
     blocks = run_block(pair, ["baseline", "overlapped", *CONTROLS])
     assert [b.faults for b in blocks] == [(), ()]
     assert [r.faults for r in verify(pair, deep=False)] == [(), ()]
+
+
+@pytest.mark.parametrize("scope", [Scope.KEY_READY, Scope.INDEXER])
+def test_packed_keys_are_held_to_a_chain_of_packed_keys(pair, scope):
+    arms = {
+        "baseline": ArmSpec(),
+        "fp8": ArmSpec(payload=Payload.FP8),
+        "fp8_overlapped": ArmSpec(payload=Payload.FP8, schedule="overlap_rotate"),
+        "fp8_mutant": ArmSpec(payload=Payload.FP8, schedule="tests.workers.mutants_of_chain:stale_keys_in_the_middle"),
+    }
+    prepare(pair, make_cell(make_step((5, 64), (0, 37)), scope=scope, layers=CHAIN), arms)
+    assert {fault.arm for fault in faults(pair)} == {"fp8_mutant"}
+    blocks = run_block(
+        pair, ["baseline", "fp8", "fp8_overlapped", "fp8/prefilled", "fp8_overlapped/zero_byte", "fp8/gather_alone"]
+    )
+    assert [b.faults for b in blocks] == [(), ()]
 
 
 @pytest.mark.parametrize("fabric", ["process_group", "emulated_100mbit"])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.names import Stages
+from experiments.names import Payload, Stages
 from experiments.spec.arms import ArmSpec
 from experiments.spec.dims import DimsSpec
 from workers.indexer.fused import FusedIndexer
@@ -24,10 +24,17 @@ class StageSettings(NamedTuple):
 
     stages: Stages
     reserved_sms: int
+    chained: Payload = Payload.BF16
+    """As what keys reach the next layer of a chain. A payload changes no bit of a single layer's index keys: one `serial` serves them all."""
 
     @classmethod
-    def of(cls, arm: ArmSpec) -> StageSettings:
-        return cls(arm.stages, arm.reserved_sms)
+    def of(cls, arm: ArmSpec, is_chain: bool) -> StageSettings:
+        return cls(arm.stages, arm.reserved_sms, arm.payload if is_chain else Payload.BF16)
+
+    @property
+    def unchained(self) -> StageSettings:
+        """The same stages with bf16 keys."""
+        return self._replace(chained=Payload.BF16)
 
     def __str__(self) -> str:
         return f"{self.stages} stages" + (f", {self.reserved_sms} SMs reserved" if self.reserved_sms else "")
