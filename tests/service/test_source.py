@@ -21,7 +21,8 @@ from service.store.records import UnknownSweepError
 from service.store.source import LANES_FILE, open_sweep
 from service.store.tracking import publish
 from tests.service.synthetic import home_in, make_spec, make_sweep
-from workers.messages import TraceReport
+from workers.device_state import DeviceState
+from workers.messages import BlockReport, TraceReport
 
 IDS = ("20260102-030405-abcd", "20260102-030405-abff", "20260103-000000-0000")
 
@@ -118,6 +119,8 @@ def test_an_extract_holds_every_row_of_its_sweep_and_no_other(tmp_path: Path) ->
     records, result = make_sweep(home, make_spec(), IDS[0], invalid=[0])
     records.add_settling(IDS[0], result.cells[0].cell["cell_id"], 0, 1, math.inf, False)
     records.add_trace(IDS[0], result.cells[1].cell["cell_id"], 4, [TraceReport(0, (), (), 0, 0)])
+    on_a_gpu = BlockReport(0, (), (), 1000.0, DeviceState(100.0, 1980))
+    records.add_block(IDS[0], result.cells[1].cell["cell_id"], 9, "arms", 0, [on_a_gpu], 5000.0)
     copy, sweep_id = records_of(extract_sweep(records, IDS[0]))
     assert sweep_id == IDS[0]
     tables = [row[0] for row in records.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
