@@ -14,6 +14,7 @@ its own pool.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,10 @@ PREALLOCATED_MARKS = 512
 FLUSH_BYTES = 256 << 20
 """Written before a trial: several times the L2 of any GPU so far, so that no trial finds there what the last one left."""
 HEAD_START_US = 300.0
-"""The device sleeps that long, and as long as the last trial took to enqueue, before a trial: what is timed then is the device, not the host."""
+ENQUEUE_SHARE = 1.5
+RECENT_TRIALS = 48
+"""The device sleeps before a trial for the first, and for that multiple of the longest that any recent trial took to enqueue: what is timed then is
+the device, not the host. Of many trials, since variants alternate, and one that is a single graph says nothing about the next."""
 LONGEST_HEAD_START_US = 50_000.0
 
 
@@ -88,7 +92,8 @@ class CudaLanes:
         self._graph_memory = torch.cuda.graph_pool_handle()
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
         self._began_us = self._last_mark_us = 0.0
-        """On the host's clock: how long the last trial took to enqueue."""
+        """On the host's clock: between them the host enqueued the last trial."""
+        self._enqueued_us: deque[float] = deque(maxlen=RECENT_TRIALS)
 
     @property
     def lane(self) -> Lane:
@@ -120,7 +125,8 @@ class CudaLanes:
         self._num_marks = self._num_events = 0
         self._origin.record()
         self._origin_us = self.host_us()
-        self.hold_back(min(HEAD_START_US + 1.5 * (self._last_mark_us - self._began_us), LONGEST_HEAD_START_US))
+        self._enqueued_us.append(self._last_mark_us - self._began_us)
+        self.hold_back(min(HEAD_START_US + ENQUEUE_SHARE * max(self._enqueued_us), LONGEST_HEAD_START_US))
         transport.align(self._any_1)
         self._began_us = self._last_mark_us = self.host_us()
 
