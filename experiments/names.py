@@ -113,6 +113,9 @@ class Transport(StrEnum):
     """Who moves it."""
 
     COLLECTIVE = "collective"
+    """NCCL's or gloo's all-gather; NCCL's is a kernel, and takes SMs."""
+    SYMMETRIC_MEMORY = "symmetric_memory"
+    """Every rank copies its rows into its peers' memory by copy engines; SMs serve for one small barrier alone."""
 
 
 class Control(StrEnum):

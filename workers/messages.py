@@ -74,6 +74,8 @@ class Joined:
     """Where the rank's threads run."""
     gpu: str = ""
     """The model of its device; empty on a CPU."""
+    gpu_uuid: str = ""
+    """Which one: two ranks of one UUID share it."""
 
 
 @dataclass(frozen=True)

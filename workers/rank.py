@@ -6,7 +6,6 @@ import gc
 import os
 import time
 import traceback
-from pathlib import Path
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -16,7 +15,8 @@ from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
 from workers.affinity import settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
-from workers.fabrics.transport import CollectiveTransport, open_group, rendezvous
+from workers.fabrics.gpus import boot_id, gpu_uuid, wait_for_mps
+from workers.fabrics.transport import CollectiveTransport, open_transport, rendezvous
 from workers.lanes import Lanes, make_lanes
 from workers.messages import (
     Answer,
@@ -94,6 +94,7 @@ class CPRank:
         # gloo and NCCL pick an interface by host name otherwise, which on many hosts is loopback.
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request.interface
         if request.device is Device.CUDA:
+            wait_for_mps(request.timeout_s)
             if not torch.cuda.is_available():
                 raise UserError("device cuda: this rank's node has no CUDA device that torch can use")
             torch.cuda.set_device(request.node_index % torch.cuda.device_count())
@@ -101,14 +102,14 @@ class CPRank:
             self._store, _ = rendezvous(
                 request.rank, request.world_size, request.store.host, request.store.port, request.timeout_s
             )
-        group = open_group(self._store, request.rank, request.world_size, request.backend, request.timeout_s)
-        self._transport = CollectiveTransport(group, request.interface)
+        self._transport = open_transport(
+            self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
+        )
         self._transport.barrier()
         self._joined = request
-        boot_id = Path("/proc/sys/kernel/random/boot_id")
-        boot = boot_id.read_text().strip() if boot_id.exists() else ""
-        gpu = torch.cuda.get_device_name() if request.device is Device.CUDA else ""
-        return Joined(request.rank, os.getpid(), boot, self._transport.path, cores, gpu)
+        is_cuda = request.device is Device.CUDA
+        gpu, uuid = (torch.cuda.get_device_name(), gpu_uuid()) if is_cuda else ("", "")
+        return Joined(request.rank, os.getpid(), boot_id(), self._transport.path, cores, gpu, uuid)
 
     def _prepare(self, request: PrepareCell) -> Prepared:
         assert self._joined is not None and self._transport is not None, "a cell is prepared in a group"
@@ -122,10 +123,13 @@ class CPRank:
         if request.cell.device is Device.CUDA and self._monitor is None:
             self._monitor = DeviceMonitor()
         self._request = request
-        self._cell = PreparedCell(request, self._joined.rank, self._lanes, self._transport)
+        transport = self._transport.limited_to(request.cell.fabric.nccl_ctas)
+        self._cell = PreparedCell(request, self._joined.rank, self._lanes, transport)
+        split = [step for step in self._cell.steps if step.plan.is_split]
+        transport.learn(step.plan.max_rows * outs[0][0].nbytes for step in split for outs in step.outs.values())
         # What lives now (torch's own objects, most of it) lives to the end of the cell: a collection before each block need not walk it.
         gc.freeze()
-        rank, path = self._joined.rank, self._cell.fabric.path
+        rank, path = self._joined.rank, "; ".join(fabric.path for fabric in self._cell.fabrics.values())
         plans = [step.plan for step in self._cell.steps]
         return Prepared(rank, plans[0].local_tokens, tuple(plan.received_bytes(KEY_BYTES) for plan in plans), path)
 

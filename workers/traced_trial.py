@@ -133,7 +133,7 @@ def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Ti
     for layers in traced.layers.values():
         for layer in layers:
             layer.lanes = traced.lanes
-    traced.fabric = TracedFabric(cell.fabric, cell.lanes, timeline)
+    traced.fabrics = {by: TracedFabric(fabric, cell.lanes, timeline) for by, fabric in cell.fabrics.items()}
     traced.graphs = {}
     return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
 

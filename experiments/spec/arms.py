@@ -21,6 +21,7 @@ class ArmSpec(BaseModel):
     """A shipped schedule's name, or `module:function`, the user's own."""
     payload: Payload = Payload.BF16
     transport: Transport = Transport.COLLECTIVE
+    """`symmetric_memory`: CUDA only, all ranks on one host, over a process_group fabric."""
     stages: Stages = Stages.SEPARATE
     execution: Execution = Execution.EAGER
     reserved_sms: int = Field(0, ge=0, le=128)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from experiments.errors import SpecError
-from experiments.names import BASELINE_ARM, Device, Execution, FabricKind, Payload, Regime, Scope, Split, Stages
+from experiments.names import BASELINE_ARM, Device, Execution, FabricKind, Payload, Regime, Scope, Split, Stages, Transport
 from experiments.spec.arms import ArmSpec
 from experiments.spec.cell import Cell
 from experiments.spec.chain import ChainSpec
@@ -136,6 +136,10 @@ class ExperimentSpec(BaseModel):
         for fabric in self.cells.fabric:
             if fabric.kind is FabricKind.ONE_RANK and self.device is not Device.CUDA:
                 raise ValueError(f"cells.fabric {fabric.name} is played on a GPU: set device=cuda, or use an emulated fabric")
+            if fabric.nccl_ctas is not None and self.device is not Device.CUDA:
+                raise ValueError(
+                    f"cells.fabric {fabric.name}: nccl_ctas limits NCCL, on device cuda: drop it, or set device=cuda"
+                )
             if fabric.kind is FabricKind.EMULATED and self.device is Device.CUDA:
                 raise ValueError(
                     f"cells.fabric {fabric.name} holds ranks to a host's clock: on device cuda use a one_rank fabric, or process_group"
@@ -151,10 +155,16 @@ class ExperimentSpec(BaseModel):
                 "stages": arm.stages is Stages.FUSED,
                 "execution": arm.execution is Execution.CUDA_GRAPH,
                 "reserved_sms": arm.reserved_sms > 0,
+                "transport": arm.transport is Transport.SYMMETRIC_MEMORY,
             }
             wanted = [factor for factor, is_wanted in needs.items() if is_wanted]
             if wanted and self.device is not Device.CUDA:
                 raise ValueError(f"arms.{name}.{wanted[0]} {getattr(arm, wanted[0])} needs device cuda, not {str(self.device)!r}")
+            played = [fabric.name for fabric in self.cells.fabric if fabric.kind is not FabricKind.PROCESS_GROUP]
+            if arm.transport is Transport.SYMMETRIC_MEMORY and played:
+                raise ValueError(
+                    f"arms.{name}.transport {arm.transport} needs real ranks, and in cells.fabric {played[0]} peers are played"
+                )
             if arm.payload is Payload.FP8 and Scope.QK in self.cells.scope:
                 raise ValueError(
                     f"arms.{name}.payload fp8: scope qk ends with bf16 keys, which never exist there: use key_ready or indexer"

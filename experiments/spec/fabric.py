@@ -41,6 +41,8 @@ class FabricSpec(BaseModel):
     """Of `one_rank` alone: the rank that is real, 0 or cp_size - 1."""
     link: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_]{0,31}$")
     """Of `one_rank` alone: what the link model is called in names."""
+    nccl_ctas: int | None = Field(None, ge=1, le=64)
+    """Of `process_group` alone, on device cuda: the CTAs of NCCL's collectives, no fewer and no more; None leaves them to NCCL."""
 
     @model_validator(mode="after")
     def _link_model_is_whole(self) -> FabricSpec:
@@ -48,6 +50,8 @@ class FabricSpec(BaseModel):
             raise ValueError(f"fabric {self.kind.value} needs bandwidth_mbps (megabit a second), and may have latency_us")
         if self.kind is FabricKind.PROCESS_GROUP and (self.bandwidth_mbps is not None or self.latency_us is not None):
             raise ValueError("a process_group fabric takes its pace from the real links: drop bandwidth_mbps and latency_us")
+        if self.kind is not FabricKind.PROCESS_GROUP and self.nccl_ctas is not None:
+            raise ValueError("only a process_group fabric has nccl_ctas: drop it, or use kind process_group")
         return self
 
     @model_validator(mode="after")
@@ -75,7 +79,7 @@ class FabricSpec(BaseModel):
     def name(self) -> str:
         """Short and honest: what is emulated says so."""
         if self.kind is FabricKind.PROCESS_GROUP:
-            return self.kind.value
+            return f"{self.kind.value}_{self.nccl_ctas}ctas" if self.nccl_ctas else self.kind.value
         if self.kind is FabricKind.ONE_RANK:
             return f"{self.kind.value}_{self.link}_{self.plays}"
         latency = f"_{self.latency_us:g}us" if self.latency_us else ""
@@ -84,7 +88,7 @@ class FabricSpec(BaseModel):
     @property
     def identity(self) -> dict[str, Any]:
         """What a cell's identity takes of it: what came later, and is not used, is left out, and so is a mere name."""
-        later = {"mover", "ctas", "plays"}
+        later = {"mover", "ctas", "plays", "nccl_ctas"}
         return {
             key: value
             for key, value in self.model_dump(mode="json", exclude={"link"}).items()

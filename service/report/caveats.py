@@ -14,6 +14,7 @@ def caveats(result: SweepResult) -> list[str]:
     return [
         *_of_the_links(result),
         *_shared_cores(result),
+        *_shared_gpus(result),
         *_beyond_upstream(result),
         *_of_the_time(result),
         *_planted(result),
@@ -111,6 +112,23 @@ def _shared_cores(result: SweepResult) -> list[str]:
     return [
         f"cp_size {size}: {ranks} ranks shared a node of {cores} cores: right for behaviour, wrong for speed"
         for size, (ranks, cores) in sorted(crowded.items())
+    ]
+
+
+def shared_gpus(result: SweepResult) -> dict[int, tuple[int, int]]:
+    """(ranks, GPUs) of every cp_size whose ranks outnumbered their GPUs."""
+    crowded = {}
+    for launch in result.environment.get("launches", []):
+        uuids = [rank["gpu_uuid"] for rank in launch["ranks"] if rank.get("gpu_uuid")]
+        if len(set(uuids)) < len(uuids):
+            crowded[launch["cp_size"]] = len(uuids), len(set(uuids))
+    return crowded
+
+
+def _shared_gpus(result: SweepResult) -> list[str]:
+    return [
+        f"SHARED GPU, cp_size {size}: {ranks} ranks on {gpus} GPU{'s' * (gpus != 1)}: right for behaviour; its times are nobody's speed"
+        for size, (ranks, gpus) in sorted(shared_gpus(result).items())
     ]
 
 

@@ -72,7 +72,9 @@ def hardware(result: SweepResult) -> str:
     nodes = {rank["hostname"] for launch in env.get("launches", []) for rank in launch["ranks"]}
     versions = env["versions"]
     where = f"{len(nodes)} host{'s' * (len(nodes) != 1)}" if nodes else "no host"
-    gpus = Counter(rank["gpu"] for launch in env.get("launches", [])[:1] for rank in launch["ranks"] if rank.get("gpu"))
+    ranks = [rank for launch in env.get("launches", [])[:1] for rank in launch["ranks"] if rank.get("gpu")]
+    # By UUID: ranks may share one. Older records have none.
+    gpus = Counter({rank.get("gpu_uuid") or rank["rank"]: rank["gpu"] for rank in ranks}.values())
     with_gpus = "".join(f"{count} x {name}, " if count > 1 else f"{name}, " for name, count in gpus.items())
     return (
         f"{where}, {with_gpus}{env['cores']} cores, {env['cpu']}; torch {versions['torch']}, ray {versions['ray']}; "

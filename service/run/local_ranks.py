@@ -7,7 +7,9 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from experiments.names import Device
 from service.run.rank_group import RankGroup, Whereabouts
+from service.run.resources import refuse_more_ranks_than_gpus
 from workers.host import RankHost
 from workers.messages import Answer, Request
 
@@ -38,6 +40,12 @@ class LocalRank:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def local_group(cp_size: int) -> RankGroup:
-    """A group of `cp_size` ranks under this process."""
+def local_group(cp_size: int, device: Device = Device.CPU, gpus_per_rank: float = 1.0) -> RankGroup:
+    """A group of `cp_size` ranks under this process. On CUDA they take its GPUs in turn.
+
+    Raises:
+        UserError: More ranks than GPUs, unless `gpus_per_rank` lets them share one.
+    """
+    if device is Device.CUDA:
+        refuse_more_ranks_than_gpus(cp_size, gpus_per_rank)
     return RankGroup([LocalRank() for _ in range(cp_size)])

@@ -105,7 +105,14 @@ class RankGroup:
     def rank_map(self) -> list[dict[str, Any]]:
         """rank -> (node, process), as recorded with every launch."""
         return [
-            {"rank": j.rank, "rank_pid": j.pid, "rank_cores": list(j.cores), "gpu": j.gpu, **asdict(h.where)}
+            {
+                "rank": j.rank,
+                "rank_pid": j.pid,
+                "rank_cores": list(j.cores),
+                "gpu": j.gpu,
+                "gpu_uuid": j.gpu_uuid,
+                **asdict(h.where),
+            }
             for j, h in zip(self.joined, self.handles, strict=True)
         ]
 

@@ -108,9 +108,11 @@ def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float, device: 
     actors: list[Any] = []
     try:
         if not reserved.wait(timeout_s):
-            free = ray.available_resources().get("CPU", 0)
+            free = ray.available_resources()
+            names = {"CPU": placement.cpus_per_rank, **({"GPU": num_gpus} if num_gpus else {})}
             raise InfrastructureError(
-                f"the cluster gave no placement for {cp_size} ranks x {placement.cpus_per_rank:g} CPU within {timeout_s:g} s ({free:g} CPU free)"
+                f"the cluster gave no placement for {cp_size} ranks x {' and '.join(f'{each:g} {name}' for name, each in names.items())} "
+                f"within {timeout_s:g} s ({', '.join(f'{free.get(name, 0):g} {name}' for name in names)} free)"
             )
         # Two threads: one may wait on the rank while the other asks for its stack or ends it.
         remote = ray.remote(num_cpus=placement.cpus_per_rank, num_gpus=num_gpus, max_restarts=0, max_concurrency=4)(RankOwner)

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.bench_kernels_light --out FILE.json [--rows 512 1024 2048 4096 8192 16384]
 
-Rotary embedding, Hadamard rotation, quantisation of q, the store of keys and the fused pass over q, at T x 64 x 128 (keys: T x 64 rows of 128). Every
+Rotary embedding, Hadamard rotation, quantisation of q, the store of keys and the fused pass over q, at T x 64 x 128 (keys: T x 64 rows of 128); the
+projection of T keys from 7168 values, by our kernel and by the vendor's library, which gives other bits. Every
 time is a median by CUDA events, with L2 flushed before each run and the host ahead of the device. `share` sets the bytes that a stage
 must read and write over its time against a device copy of as many bytes, timed in the same run. The events around a kernel that does
 nothing are `empty` us apart; nothing is subtracted. The host's time is per call, of calls that the device keeps up with.
@@ -25,6 +26,7 @@ from workers.indexer.rope import RotaryTable
 from workers.kernels import fused, separate
 from workers.kernels.clock import sleep_us
 from workers.kernels.gather import pad_rows, reorder, write_paced
+from workers.kernels.project import project_key
 
 V32, GLM5 = PRESETS["deepseek_v32"], PRESETS["glm_5"]
 HEADS, HEAD_DIM = 64, 128
@@ -103,6 +105,17 @@ def gathers_at(rows: int) -> dict[str, tuple[Callable[[], Any], int]]:
     }
 
 
+def projections_at(rows: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Of T keys."""
+    g = torch.Generator("cuda").manual_seed(rows)
+    x, weight = (torch.randn(n, V32.hidden, generator=g, device="cuda").bfloat16() for n in (rows, HEAD_DIM))
+    moved_bytes = 2 * (x.numel() + weight.numel() + rows * HEAD_DIM)
+    return {
+        "project_key": (lambda: project_key(x, weight), moved_bytes),
+        "F.linear of the same": (lambda: separate.project(x, weight), moved_bytes),
+    }
+
+
 def host_times() -> dict[str, float]:
     """us a call at 256 rows, beside an addition of torch's."""
     rows = 256
@@ -110,12 +123,13 @@ def host_times() -> dict[str, float]:
     k = q[:, 0].contiguous()
     cos, sin = tables(rows, V32)
     weight, bias = torch.ones(HEAD_DIM, device="cuda"), torch.zeros(HEAD_DIM, device="cuda")
-    x, proj = torch.randn(rows, 7168, device="cuda").bfloat16(), torch.randn(HEADS, 7168, device="cuda").bfloat16()
+    x, proj, wk = (torch.randn(n, V32.hidden, device="cuda").bfloat16() for n in (rows, HEADS, HEAD_DIM))
     values, scale = separate.quantise_k(k)
     q_scale, to, out = torch.rand(rows, HEADS, device="cuda"), torch.arange(rows, device="cuda"), torch.empty_like(k)
     calls: dict[str, Callable[[], Any]] = {
         "torch's k + k": lambda: k + k,
         "project": lambda: separate.project(x, proj),
+        "project_key": lambda: project_key(x, wk),
         "rope": lambda: separate.rope(q, k, cos, sin, V32),
         "rope_one": lambda: separate.rope_one(q, cos, sin, V32),
         "hadamard": lambda: separate.hadamard(q),
@@ -140,6 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
     args = parser.parse_args()
+    torch.backends.cuda.preferred_blas_library("cublaslt")  # as where the stages run
     flush = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
     empty_us = timed_us(lambda: sleep_us(0), flush)
     card = torch.cuda.get_device_name()
@@ -148,7 +163,7 @@ def main() -> None:
     )
     results = []
     for rows in args.rows:
-        for name, (run, moved_bytes) in {**stages_at(rows), **gathers_at(8 * rows)}.items():
+        for name, (run, moved_bytes) in {**stages_at(rows), **projections_at(rows), **gathers_at(8 * rows)}.items():
             source = torch.empty(moved_bytes // 2, dtype=torch.uint8, device="cuda").random_()
             target = torch.empty_like(source)
             copy_us, us = timed_us(lambda t=target, s=source: t.copy_(s), flush), timed_us(run, flush)

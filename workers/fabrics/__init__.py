@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.names import FabricKind
+from collections.abc import Iterable
+
+from experiments.names import FabricKind, Transport
 from experiments.spec.fabric import FabricSpec
 from workers.fabrics.base import Fabric, GatherMarks, GatherTimes
 from workers.fabrics.emulated import EmulatedFabric
@@ -23,4 +25,19 @@ def make_fabric(spec: FabricSpec, transport: CollectiveTransport, lanes: Lanes) 
     return FABRICS[spec.kind](spec, transport, lanes)
 
 
-__all__ = ["FABRICS", "Fabric", "GatherMarks", "GatherTimes", "make_fabric"]
+def by_transport(fabric: Fabric, transports: Iterable[Transport]) -> dict[Transport, Fabric]:
+    """The same links by every transport that an arm has, `fabric` itself by its own.
+
+    Raises:
+        UserError: A transport does not reach all ranks.
+    """
+    fabrics = {Transport.COLLECTIVE: fabric}
+    if Transport.SYMMETRIC_MEMORY in transports:
+        from workers.fabrics.symmetric import SymmetricFabric
+
+        assert isinstance(fabric, ProcessGroupFabric)
+        fabrics[Transport.SYMMETRIC_MEMORY] = SymmetricFabric(fabric)
+    return fabrics
+
+
+__all__ = ["FABRICS", "Fabric", "GatherMarks", "GatherTimes", "by_transport", "make_fabric"]

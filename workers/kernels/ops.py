@@ -13,6 +13,8 @@ from workers.indexer.stages import RowRange
 from workers.kernels import fused, select, separate
 from workers.kernels.logits import HEADS, mqa_logits
 from workers.kernels.nvrtc import count_sms
+from workers.kernels.project import project_key
+from workers.kernels.tile import HEAD_DIM
 
 HOPPER = (9, 0)
 """The logits kernel is written for its matrix instructions; other devices run torch's products."""
@@ -47,6 +49,9 @@ class CudaOps:
 
     def project(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """See `stages.project`."""
+        # Keys are summed more exactly, by a kernel for Hopper as that of the logits is. It leaves no SMs: who would use them waits for these keys.
+        if weight.shape[0] == HEAD_DIM and self._has_logits:
+            return project_key(x, weight)
         if not self._reserved_sms:
             out: torch.Tensor = F.linear(x, weight)
             return out
