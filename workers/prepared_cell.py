@@ -19,7 +19,7 @@ from experiments.spec.fabric import PRESETS
 from workers.chain import carry
 from workers.digest import digest
 from workers.fabrics import Fabric, by_transport, make_fabric
-from workers.fabrics.exchange import POISON_BYTE, Exchange, ScheduleError, poison
+from workers.fabrics.exchange import Exchange, ScheduleError, poison
 from workers.fabrics.one_rank import OneRankFabric, PlayedGather
 from workers.fabrics.process_group import ProcessGroupFabric
 from workers.fabrics.simulated import SimulatedFabric
@@ -30,6 +30,7 @@ from workers.indexer.rope import RotaryTable
 from workers.indexer.stage_sets import StageSettings, make_indexer
 from workers.indexer.weights import IndexerWeights, checkpoint_weights, seeded_weights
 from workers.inputs import InputPool
+from workers.key_caches import KeyCaches
 from workers.lanes import Lanes, Mark
 from workers.lanes.simulated import SimulatedLanes
 from workers.messages import PrepareCell, Variant
@@ -97,7 +98,7 @@ class PreparedCell:
             for index in range(len(cell.steps))
         ]
         self.rope = rope
-        self._caches: dict[tuple[int, int], KeyCache] = {}
+        self._caches = KeyCaches(cell, self.steps, self.pool, rope, self.layers[self.all_settings[0]], self.device)
         self._correct: dict[tuple[StageSettings, int, int], Correct] = {}
         self.selected: dict[tuple[StageSettings, int, int], Selected] = {}
         self._next_input = 0
@@ -138,31 +139,6 @@ class PreparedCell:
         x_TX, q_lora_TR = self.pool.x_rows(rows_T, index), self.pool.q_lora_rows(rows_T, index)
         none = self.steps[step].ks_T[:0]
         return Shard(x_TX, q_lora_TR, cos_TF, sin_TF, none, none)
-
-    def cache(self, step: int, layer: int = 0) -> KeyCache:
-        """A layer's key cache of the step with its prefixes filled in; the step's own rows are poisoned."""
-        if (step, layer) not in self._caches:
-            kv_tokens, head_dim = self.cell.steps[step].kv_tokens, self.cell.dims.head_dim
-            values_ND = torch.zeros(kv_tokens, head_dim, dtype=torch.uint8, device=self.device).view(torch.float8_e4m3fn)
-            cache = KeyCache(values_ND, torch.zeros(kv_tokens, device=self.device), self.steps[step].new_rows_S)
-            if not self.is_simulated:
-                self._fill_prefix(step, cache, self.layers[self.all_settings[0]][layer])
-            self._caches[step, layer] = cache
-        cache = self._caches[step, layer]
-        if not self.is_simulated:
-            cache.values_ND.view(torch.uint8)[cache.new_rows_S] = POISON_BYTE
-            cache.scale_N[cache.new_rows_S] = float("nan")
-        return cache
-
-    def _fill_prefix(self, step: int, cache: KeyCache, layer: Indexer) -> None:
-        rows, start = self.steps[step].ranges.prefix_rows.to(self.device), 0
-        ops, w = layer.ops, layer.weights
-        for positions, x in self.pool.prefix_chunks(self.cell.steps[step]):
-            k = ops.norm_k(ops.project(x, w.wk), w.k_norm_weight, w.k_norm_bias)
-            cos, sin = (table.to(self.device) for table in self.rope.cos_sin(positions))
-            k = ops.hadamard(ops.rope_one(k, cos, sin, self.cell.dims))
-            ops.store_keys(k, cache.values_ND, cache.scale_N, rows[start : start + len(positions)])
-            start += len(positions)
 
     def correct(self, step: int, index: int, settings: StageSettings | None = None) -> Correct:
         """`serial` on that step and input over the unpaced links, by the baseline's stages or others; made once. A collective: all ranks ask in the
@@ -245,7 +221,7 @@ class PreparedCell:
 
     def stored_cache(self, step: int) -> KeyCache:
         """The last layer's cache of the step as the last run left it."""
-        return self._caches[step, self.cell.layers - 1]
+        return self._caches.stored(step, self.cell.layers - 1)
 
     def problem(self, arm: str, outcome: Outcome, step: int, index: int) -> str | None:
         """Why a run of an arm is not right, if it is not: its contract, or the bits of q and k against `serial`'s; of the last layer of a chain."""
@@ -354,7 +330,7 @@ class PreparedCell:
         return layer.pack if payload is Payload.FP8 else None
 
     def _caches_of(self, step: int) -> list[KeyCache]:
-        return [self.cache(step, layer) for layer in range(self.cell.layers)]
+        return [self._caches.poisoned(step, layer) for layer in range(self.cell.layers)]
 
     def _start_together(self) -> Mark:
         """Both lanes idle, all ranks here, the last one late by the cell's skew."""
