@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export CPLAB_HOME ?= $(CURDIR)/.cplab
 
-.PHONY: demo dashboard test test-hosts lint types clean
+.PHONY: demo dashboard test test-hosts test-gpu lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "CP Lab needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=..." % v[:2])'
@@ -39,6 +39,10 @@ test: $(STAMP) lint types
 # As root: ranks in network namespaces, joined by a link that the kernel paces.
 test-hosts: $(STAMP)
 	$(BIN)/pytest -m hosts
+
+# On a machine with an NVIDIA GPU, and a torch build for it.
+test-gpu: $(STAMP)
+	$(BIN)/pytest -m gpu
 
 clean:
 	rm -rf $(VENV)
