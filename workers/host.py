@@ -63,8 +63,13 @@ class RankHost:
         if self._connection not in wait([self._connection, self._process.sentinel], timeout_s):
             self.kill()
             raise RankLostError(f"the rank process did not come up within {timeout_s:g} s")
-        self._connection.recv()  # its Pong: the stack handler is in place
-        return self._process.pid
+        pid = self._process.pid
+        try:
+            self._connection.recv()  # its Pong: the stack handler is in place
+        except (EOFError, OSError):
+            self._process.join(1)
+            raise RankLostError(f"{_obituary(self._process)} while it started; its own words are on stderr") from None
+        return pid
 
     def ask(self, request: Request, timeout_s: float) -> Answer:
         """The rank's answer; a RankFault is one.

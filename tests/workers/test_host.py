@@ -100,6 +100,15 @@ def test_nothing_launched_is_said(host):
         host.ask(Ping(), 1)
 
 
+def test_a_rank_that_dies_while_it_starts_is_named(host, tmp_path):
+    stacks, host._stacks = host._stacks, tmp_path / "no folder" / "stacks"
+    with pytest.raises(RankLostError, match="ended with exit code 1 while it started"):
+        host.launch()
+    host._stacks = stacks
+    host.launch()
+    assert isinstance(host.ask(Ping(), 30), Pong)
+
+
 def test_a_rank_dies_with_its_owner(tmp_path):
     script = (
         "import sys, time\n"
