@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.errors import UserError
+from experiments.names import Device
 from service.errors import ExitCode
 from service.exits import exits
 from service.report.destination import refuse_unwritable
@@ -134,6 +135,55 @@ def coverage(
 
 @app.command()
 @exits
+def fabric(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The link model goes there, as YAML.")],
+    nccl_tests: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of nccl-tests' all_gather_perf (-J), instead of gathers here.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the ranks run, and whom the model is for.")] = Device.CPU,
+    cp_size: Annotated[int, typer.Option(help="Ranks that gather.", min=2)] = 2,
+    tokens: Annotated[str, typer.Option(help="Sizes: tokens of a step, 256 bytes each.")] = "512,2048,8192,32768",
+    skew_us: Annotated[float, typer.Option(help="Measured again with the last rank that late; 0: not.", min=0)] = 0.0,
+    trials: Annotated[int, typer.Option(help="Gathers of each size.", min=4)] = 40,
+    link: Annotated[str, typer.Option(help="What the link is called in names (device cuda).")] = "calibrated",
+    ctas: Annotated[int, typer.Option(help="CTAs of the collective (device cuda).", min=1, max=128)] = 16,
+    plain: PlainOption = False,
+) -> ExitCode:
+    """A link model (latency and bandwidth) from real gathers: what `--set cells.fabric="$(cat FILE)"` takes."""
+    from service.calibrate.fabric import fit, measure_point, points_of_nccl_tests, preset, specs_of
+
+    refuse_unwritable(("--out", out))
+    if device is Device.SIMULATED:
+        raise UserError("--device simulated gathers nothing: use cpu or cuda")
+    if nccl_tests is not None:
+        points, words = points_of_nccl_tests(nccl_tests), [f"nccl-tests, {nccl_tests.name}"]
+    else:
+        try:
+            sizes = [int(size) for size in tokens.split(",")]
+        except ValueError:
+            raise UserError(f"--tokens {tokens!r}: numbers with commas between them, such as 512,2048,8192") from None
+        spec = specs_of(device, cp_size, sizes, skew_us)
+        points, words = [], [f"{cp_size} {device} ranks on {platform.node()}, {trials} gathers of each size"]
+        with _group(plain, spec) as group:
+            group.launch(spec.measurement.launch_timeout_s, spec.measurement.gather_timeout_s, device, [])
+            for cell in spec.expand().cells:
+                point = measure_point(group, spec, cell, trials)
+                late = f", the last rank {cell.skew_us:g} us late" if cell.skew_us else ""
+                words.append(
+                    f"{point.received_bytes:,} bytes: {point.wire_us:.1f} us (quarters {point.spread_us:.1f} apart){late}"
+                )
+                print(words[-1], flush=True)
+                if not cell.skew_us:
+                    points.append(point)
+    model = fit(points)
+    words.append(f"fits within {100 * model.misfit:.0f} %")
+    out.write_text(preset(model, link, device, ctas, words))
+    print(f"latency {model.latency_us:.1f} us, {model.bandwidth_mbps / 8e3:.3g} GB/s, {words[-1]}: {out}")
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
 def summary(
     files: FilesArgument,
     indifference_pct: Annotated[float, typer.Option(help="The band of the rule.", min=0, max=50)] = 1.0,
@@ -208,5 +258,5 @@ def _group(plain: bool, spec: ExperimentSpec) -> Iterator[RankGroup]:
     with connect() as cluster:
         print(cluster.words)
         refuse_if_too_small(cluster, spec.expand().cells, spec.placement)
-        with lasting(ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s)) as group:
+        with lasting(ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s, spec.device)) as group:
             yield group
