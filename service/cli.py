@@ -11,6 +11,7 @@ from experiments.errors import UserError
 from service.calibrate import commands as calibrate
 from service.errors import ExitCode
 from service.exits import complain, exits
+from service.nightly import commands as night
 from service.report.destination import refuse_other_than_pictures, refuse_unwritable
 
 app = typer.Typer(
@@ -22,6 +23,8 @@ app = typer.Typer(
 )
 
 app.add_typer(calibrate.app)
+app.command()(night.nightly)
+app.command()(night.bless)
 
 SpecArgument = Annotated[str, typer.Argument(help="A catalogue name (see `cplab list`) or a YAML path.", show_default=False)]
 SetOption = Annotated[
@@ -43,7 +46,9 @@ def list_experiments() -> ExitCode:
 @app.command()
 @exits
 def run(
-    spec: SpecArgument,
+    spec: Annotated[
+        str | None, typer.Argument(help="A catalogue name (see `cplab list`) or a YAML path.", show_default=False)
+    ] = None,
     overrides: SetOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="Draw the ratios there (PNG, SVG).")] = None,
@@ -52,18 +57,40 @@ def run(
     ] = False,
     lanes: Annotated[Path | None, typer.Option("--lanes", metavar="FILE", help="Draw the first trace there (PNG, SVG).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run; start nothing.")] = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="SWEEP", help="Go on with a sweep that was cut off, by its own spec.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while another run has the cluster.")] = False,
 ) -> ExitCode:
     """Runs an experiment and prints its verdicts."""
     from experiments import catalogue
 
-    experiment = catalogue.load(spec, overrides or [])
+    if spec is None and (resume is None or overrides):
+        raise UserError("SPEC: name one (`cplab list` shows the catalogue), or go on with a sweep by --resume SWEEP alone")
+    experiment = catalogue.load(spec, overrides or []) if spec is not None else None
+    if resume is not None and plan:
+        raise UserError("--plan: shows a spec, not what is left of a sweep: leave out --plan or --resume")
     if plan:
         return _plan(experiment)
     refuse_unwritable(("--json", json_file), ("--picture", picture), ("--lanes", lanes))
     refuse_other_than_pictures(("--picture", picture), ("--lanes", lanes))
     from service.store.home import open_home
 
-    return _measure(experiment, open_home(), json_file, picture, lanes, trace or lanes is not None)
+    home = open_home()
+    resumed = _resumption(home, resume, experiment) if resume is not None else None
+    measured = resumed.spec if resumed is not None else experiment
+    return _measure(measured, home, json_file, picture, lanes, trace or lanes is not None, resumed=resumed, wait=wait)
+
+
+def _resumption(home: Any, sweep: str, given: Any) -> Any:
+    from service.run.resume import resumption
+    from service.store.records import Records
+
+    records = Records(home.records)
+    try:
+        return resumption(records, sweep, given)
+    finally:
+        records.close()
 
 
 def _measure(
@@ -74,13 +101,15 @@ def _measure(
     lanes: Path | None = None,
     trace: bool = False,
     extra_environment: dict[str, Any] | None = None,
+    resumed: Any = None,
+    wait: bool = False,
 ) -> ExitCode:
     """Runs, prints, publishes."""
     from service.report.json_report import result_json
     from service.report.terminal import print_result
     from service.run.sweep import run_sweep
 
-    result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace, extra_environment)
+    result = run_sweep(experiment, home, lambda line: print(line, flush=True), trace, extra_environment, resumed, wait)
     if json_file is not None:
         json_file.write_text(result_json(result))
     print_result(result)
@@ -297,6 +326,38 @@ def dashboard(port: Annotated[int, typer.Option(help="Port on loopback.", min=1,
     from service.store.home import open_home
 
     serve(open_home(), port)
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
+def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False) -> ExitCode:
+    """Says what runs, how far it is, and what failed last, from the records."""
+    import json
+
+    from service.status import status_lines, status_values
+    from service.store.home import open_home
+    from service.store.records import Records
+
+    records = Records(open_home().records)
+    try:
+        print(json.dumps(status_values(records), indent=2) if as_json else "\n".join(status_lines(records)))
+    finally:
+        records.close()
+    return ExitCode.FINE
+
+
+@app.command()
+@exits
+def unlock(
+    why: Annotated[str, typer.Option("--why", help="Kept with the sweep that is ended.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Also a holder that is alive.")] = False,
+) -> ExitCode:
+    """Ends a frozen run that has the cluster of RAY_ADDRESS: kills its driver, and marks its sweep KILLED."""
+    from service.run.unlocking import unlock_cluster
+    from service.store.home import open_home
+
+    print(unlock_cluster(open_home(), why, force))
     return ExitCode.FINE
 
 

@@ -45,6 +45,8 @@ class MeasurementSpec(BaseModel):
     """A block (or a verification) that takes longer has failed, and the group with it."""
     launch_timeout_s: float = Field(120, gt=0, le=3600)
     """Actors and rank processes that take longer to come up have failed."""
+    attempts: int = Field(3, ge=1, le=100)
+    """How often a cell is tried in a launch, each time on new ranks, before it is given up; so is a group that does not come up."""
 
     @model_validator(mode="after")
     def _launches_are_ordered(self) -> Self:

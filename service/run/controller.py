@@ -8,19 +8,19 @@ only observe.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol, TypeAlias
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from experiments.names import FabricKind
 from experiments.spec.cell import Cell
 from experiments.spec.experiment import ExperimentSpec
-from service.judge.looks import Looks
+from service.errors import InfrastructureError
 from service.run.orders import ARMS, CONTROLS, arms_with_serial, block_of, control_variants, timed_arms, warm_up_of
+from service.run.policy import Attempt, Decision, FailurePolicy, Persistent
 from service.run.rank_group import GroupLostError, RankGroup
 from service.run.settling import Settling
+from service.run.tasks import SETTLED, Action, Task, Visit, missing_tasks, plan_tasks, without_idle_launches
 from workers.messages import (
     BlockReport,
     Fault,
@@ -33,58 +33,13 @@ from workers.messages import (
     VerifyReport,
 )
 
+__all__ = ["SETTLED", "Action", "Controller", "Decided", "Observer", "Task"]
 
-class Action(StrEnum):
-    """What a step does."""
+Decided: TypeAlias = Callable[[Sequence[Cell], int], Iterable[Cell]]
+"""Which of these cells need no further launch, by what the records hold of their first so many launches."""
 
-    LAUNCH = "launch"
-    PREPARE = "prepare"
-    VERIFY = "verify"
-    WARM_UP = "warm up"
-    MEASURE = "measure"
-    CONTROL = "control"
-    TRACE = "trace"
-    VERIFY_AFTER = "verify after"
-    LOOK = "look"
-    CLOSE = "close"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One step of a sweep. `cell` is None for what concerns the whole group."""
-
-    action: Action
-    cp_size: int
-    launch: int
-    cell: Cell | None = None
-    block: int = 0
-
-
-SETTLED = frozenset({Action.MEASURE, Action.CONTROL, Action.VERIFY_AFTER})
-"""What a launch does with a cell once its trials have no trend any more."""
-
-
-class Decision(StrEnum):
-    """What to do after a failure."""
-
-    GIVE_UP_CELL = "give up the cell"
-    STOP = "stop the sweep"
-
-
-class FailurePolicy(Protocol):
-    def decide(self, failure: GroupLostError, task: Task) -> Decision: ...
-
-
-Decided: TypeAlias = Callable[[Sequence[Cell]], Iterable[Cell]]
-"""Which of these cells need no further launch, by what the records hold of them."""
-
-
-class StopUnlessArm:
-    """An arm that cannot run costs its cell; a lost rank or node stops the sweep."""
-
-    def decide(self, failure: GroupLostError, task: Task) -> Decision:
-        is_arm = failure.fault is not None and failure.fault.kind == "schedule" and task.cell is not None
-        return Decision.GIVE_UP_CELL if is_arm else Decision.STOP
+RELAUNCH_PAUSE_S = 10.0
+"""Before a launching is repeated, for each time that it failed: Ray takes 15 s or so to see that a node is gone, and places on it until then."""
 
 
 class Observer:
@@ -106,32 +61,12 @@ class Observer:
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None: ...
 
+    def failed(self, task: Task, attempt: Attempt, repeats: int) -> None:
+        """A group was lost; `repeats` tasks are done anew for it."""
+
+    def given_up(self, cell: Cell, cause: str) -> None: ...
+
     def task_ended(self, task: Task, took_s: float) -> None: ...
-
-
-def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec, trace: bool = False) -> list[Task]:
-    """Every step of a sweep, in order. `trace`: with a trace of each cell, behind its timed blocks of the last launch that all cells get."""
-    tasks: list[Task] = []
-    plan = spec.measurement
-    looks = Looks(plan.launches, plan.last_launches).planned
-    for cp_size in sorted({cell.num_ranks for cell in cells}):
-        group = [cell for cell in cells if cell.num_ranks == cp_size]
-        for launch in range(plan.last_launches):
-            tasks.append(Task(Action.LAUNCH, cp_size, launch))
-            # Every other launch takes the cells backwards: no cell is always the first after a launch.
-            for cell in group if launch % 2 == 0 else group[::-1]:
-                tasks.append(Task(Action.PREPARE, cp_size, launch, cell))
-                tasks.append(Task(Action.VERIFY, cp_size, launch, cell))
-                tasks.append(Task(Action.WARM_UP, cp_size, launch, cell))
-                tasks += [Task(Action.MEASURE, cp_size, launch, cell, block) for block in range(plan.blocks)]
-                tasks.append(Task(Action.CONTROL, cp_size, launch, cell))
-                if trace and launch == plan.launches - 1:
-                    tasks.append(Task(Action.TRACE, cp_size, launch, cell))
-                tasks.append(Task(Action.VERIFY_AFTER, cp_size, launch, cell))
-            if launch + 1 in looks[:-1]:
-                tasks.append(Task(Action.LOOK, cp_size, launch))
-        tasks.append(Task(Action.CLOSE, cp_size, plan.last_launches - 1))
-    return tasks
 
 
 class Controller:
@@ -145,16 +80,34 @@ class Controller:
         observers: Iterable[Observer],
         policy: FailurePolicy | None = None,
         import_paths: Sequence[str] = (),
-        decided: Decided = lambda cells: (),
+        decided: Decided = lambda cells, launches: (),
         trace: bool = False,
+        done: Collection[Visit] = (),
+        invalid: Collection[str] = (),
+        spent_s: float = 0.0,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        """
+        Args:
+            done: Visits that an earlier run of the sweep has ended.
+            invalid: Ids of cells that it has found INVALID.
+            spent_s: What it took, against the time budget.
+            pause: Waits so many seconds.
+        """
         self.spec = spec
-        self.tasks = deque(plan_tasks(cells, spec, trace))
+        self._plan = plan_tasks(cells, spec, trace)
+        self.tasks = deque(missing_tasks(self._plan, done, invalid))
         self.arms = arms_with_serial(timed_arms(spec))
         self.failure: str = ""
-        self._make_group, self._observers, self._policy = make_group, list(observers), policy or StopUnlessArm()
+        self.given_up: dict[str, str] = {}
+        """Label of a cell -> why it was given up."""
+        self._make_group, self._observers = make_group, list(observers)
+        self._policy = policy or Persistent(spec.measurement.attempts)
         self._import_paths, self._decided = tuple(import_paths), decided
-        self._began_s = time.monotonic()
+        self._began_s = time.monotonic() - spent_s
+        self._failures: Counter[Visit] = Counter()
+        self._ranks: tuple[dict[str, Any], ...] = ()
+        self._pause = pause
         self._group: RankGroup | None = None
         self._group_size = 0
         self._first_launch_of: dict[str, int] = {}
@@ -216,12 +169,19 @@ class Controller:
         if task.launch >= self.spec.measurement.launches and self._is_out_of_time:
             self._keep_only(task.cp_size, ())
             return
+        self._ranks = ()
+        self._pause(RELAUNCH_PAUSE_S * self._failures[task.visit])
         if self._group is None or self._group_size != task.cp_size:
             self.close()
-            self._group, self._group_size = self._make_group(task.cp_size), task.cp_size
+            try:
+                self._group, self._group_size = self._make_group(task.cp_size), task.cp_size
+            except InfrastructureError as error:
+                raise GroupLostError(str(error)) from error
         plan = self.spec.measurement
         began_s = time.monotonic()
         self._group.launch(plan.launch_timeout_s, plan.gather_timeout_s, self.spec.device, self._import_paths)
+        del self._failures[task.visit]
+        self._ranks = tuple(self._group.rank_map())
         self._tell("launched", task, self._group, time.monotonic() - began_s)
 
     def _prepare(self, task: Task) -> None:
@@ -324,7 +284,7 @@ class Controller:
     def _look(self, task: Task) -> None:
         """A planned look at the data: cells that are decided get no further launch."""
         left = {id(t.cell): t.cell for t in self.tasks if t.cell is not None and t.cp_size == task.cp_size}
-        decided = {cell.cell_id for cell in self._decided(list(left.values()))}
+        decided = {cell.cell_id for cell in self._decided(list(left.values()), task.launch + 1)}
         self._keep_only(task.cp_size, [cell for cell in left.values() if cell.cell_id not in decided])
 
     def _keep_only(self, cp_size: int, cells: Sequence[Cell]) -> None:
@@ -354,18 +314,52 @@ class Controller:
 
     def _drop_cell(self, task: Task) -> None:
         assert task.cell is not None
-        self.tasks = deque(t for t in self.tasks if t.cell is not task.cell)
+        self.tasks = deque(without_idle_launches(t for t in self.tasks if t.cell is not task.cell))
 
     def _fail(self, task: Task, error: GroupLostError) -> None:
-        if self._policy.decide(error, task) is Decision.STOP or task.cell is None:
-            self.failure = str(error) + (f"\n{error.evidence}" if error.evidence else "")
-            self.tasks.clear()
-            return
-        arm = error.fault.arm if error.fault else "*"
-        self._invalidate(task, [Fault(arm, task.action, str(error))])
+        self._failures[task.visit] += 1
+        number = self._failures[task.visit]
+        decision = self._policy.decide(error, task, number)
+        again = self._repeated(task) if decision is Decision.REPEAT else []
+        self._tell("failed", task, Attempt(number, str(error), error.evidence, decision, self._ranks), len(again))
+        match decision:
+            case Decision.STOP:
+                self.failure = str(error) + (f"\n{error.evidence}" if error.evidence else "")
+                self.tasks.clear()
+                return
+            case Decision.INVALIDATE:
+                # The fault is the arm's: owners are as good as before, and new rank processes under them will do.
+                arm = error.fault.arm if error.fault else "*"
+                self._invalidate(task, [Fault(arm, task.action, str(error))])
+            case Decision.REPEAT:
+                self._lose_group()
+                self.tasks = deque([*again, *(t for t in self.tasks if t.cell is None or t.visit != task.visit)])
+            case Decision.GIVE_UP:
+                self._lose_group()
+                self._give_up(task, str(error))
         # The ranks are gone: the cells left in this launch need new ones.
         if self.tasks and self.tasks[0].cell is not None:
             self.tasks.appendleft(Task(Action.LAUNCH, task.cp_size, task.launch))
+
+    def _repeated(self, task: Task) -> list[Task]:
+        """The whole visit: what is planned of the cell in this launch, or the launching."""
+        return [t for t in self._plan if t.cell is not None and t.visit == task.visit] if task.cell else [task]
+
+    def _lose_group(self) -> None:
+        """Owners and placement go with their ranks: who knows which of them can still be trusted. The next launch makes new ones."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
+
+    def _give_up(self, task: Task, cause: str) -> None:
+        """The cell, or every cell of that size when no group comes up."""
+        left = {t.cell.cell_id: t.cell for t in self.tasks if t.cell is not None and t.cp_size == task.cp_size}
+        cells = [task.cell] if task.cell is not None else list(left.values())
+        for cell in cells:
+            self.given_up[cell.label] = cause
+            self._tell("given_up", cell, cause)
+        dropped = {cell.cell_id for cell in cells}
+        self.tasks = deque(without_idle_launches(t for t in self.tasks if t.cell is None or t.cell.cell_id not in dropped))
 
     def _tell(self, event: str, *values: object) -> None:
         for observer in self._observers:

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from service.run.controller import Action, Observer, Task
+from experiments.spec.cell import Cell
+from service.run.controller import Observer
+from service.run.policy import Attempt, Decision
 from service.run.rank_group import RankGroup
 from service.run.settling import Settling
+from service.run.tasks import Action, Task
 from service.store.records import Records
 from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
 
@@ -18,6 +21,16 @@ class RecordsObserver(Observer):
 
     def __init__(self, records: Records, sweep_id: str) -> None:
         self._records, self._sweep_id = records, sweep_id
+
+    def task_started(self, task: Task) -> None:
+        if task.action is Action.PREPARE:
+            self._records.begin_visit(self._sweep_id, _cell_id(task), task.launch)
+
+    def failed(self, task: Task, attempt: Attempt, repeats: int) -> None:
+        self._records.add_attempt(self._sweep_id, task, attempt)
+
+    def given_up(self, cell: Cell, cause: str) -> None:
+        self._records.fail_cell(self._sweep_id, cell.cell_id, cause)
 
     def launched(self, task: Task, group: RankGroup, launch_s: float) -> None:
         self._records.add_launch(self._sweep_id, task.cp_size, task.launch, group.rank_map(), launch_s)
@@ -62,6 +75,7 @@ class ProgressBar(Observer):
             BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), transient=True
         )
         self._bar: Any = self._progress.add_task("starting", total=total)
+        self._total = total
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
@@ -78,6 +92,11 @@ class ProgressBar(Observer):
 
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None:
         self._progress.console.print(_invalid_words(task, faults), markup=False, highlight=False)
+
+    def failed(self, task: Task, attempt: Attempt, repeats: int) -> None:
+        self._total += repeats
+        self._progress.update(self._bar, total=self._total)
+        self._progress.console.print(_failed_words(task, attempt), markup=False, highlight=False)
 
 
 class PlainLines(Observer):
@@ -102,6 +121,10 @@ class PlainLines(Observer):
     def invalid(self, task: Task, faults: Sequence[Fault]) -> None:
         print(_invalid_words(task, faults), flush=True)
 
+    def failed(self, task: Task, attempt: Attempt, repeats: int) -> None:
+        self._total += repeats
+        print(_failed_words(task, attempt), flush=True)
+
 
 def progress(total: int) -> ProgressBar | PlainLines:
     """A bar on a terminal, lines elsewhere."""
@@ -117,3 +140,8 @@ def _invalid_words(task: Task, faults: Sequence[Fault]) -> str:
     assert task.cell is not None
     first = faults[0]
     return f"INVALID {task.cell.label}: arm {first.arm}: {first.check}: {first.detail}"
+
+
+def _failed_words(task: Task, attempt: Attempt) -> str:
+    what = "giving up" if attempt.decision is Decision.GIVE_UP else str(attempt.decision)
+    return f"LOST in {_words(task)}: {attempt.cause}; attempt {attempt.number}: {what}"

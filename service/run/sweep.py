@@ -26,7 +26,7 @@ from service.environment import environment
 from service.errors import ExitCode, SweepKilledError
 from service.judge.change import JudgedSweep
 from service.judge.judging import is_decided, judge_sweep
-from service.judge.results import SweepResult
+from service.judge.results import CellRecord, SweepResult
 from service.judge.suspects import suspects
 from service.preflight import noise
 from service.run.cluster import connect, refuse_if_too_small
@@ -34,6 +34,8 @@ from service.run.controller import Controller, Observer
 from service.run.observers import RecordsObserver, progress
 from service.run.rank_group import RankGroup
 from service.run.resources import refuse_what_this_machine_cannot_hold
+from service.run.resume import Resumption
+from service.store.claim import claimed
 from service.store.home import Home
 from service.store.records import Records
 
@@ -73,12 +75,16 @@ def run_sweep(
     say: Callable[[str], None],
     trace: bool = False,
     extra_environment: Mapping[str, Any] | None = None,
+    resumed: Resumption | None = None,
+    wait: bool = False,
 ) -> SweepResult:
     """Runs a spec on the cluster of this process; the result is computed from the records.
 
     Args:
         trace: With a traced trial of every arm.
         extra_environment: Recorded with what is found out about the machine.
+        resumed: The sweep of this spec to go on with, instead of a new one.
+        wait: While another run has the shared cluster.
 
     Raises:
         UserError: Something that the user can mend; nothing was started.
@@ -89,17 +95,27 @@ def run_sweep(
     records = Records(home.records)
     findings = [asdict(finding) for finding in noise()]  # before Ray's own processes are among them
     try:
-        with connect() as cluster:
+        with connect() as cluster, contextlib.ExitStack() as held:
             say(cluster.words)
             refuse_if_too_small(cluster, expansion.cells, spec.placement)
+            from service.run.lease import Heartbeats, lease
             from service.run.ray_ranks import ray_group
 
             def make_group(cp_size: int) -> RankGroup:
                 return ray_group(cp_size, spec.placement, spec.measurement.launch_timeout_s, spec.device)
 
-            import_paths = [str(Path.cwd())]
+            sweep_id = resumed.sweep_id if resumed else new_sweep_id()
+            observers: list[Observer] = []
+            if not cluster.is_own:  # nobody else can reach one of our own
+                keeper = held.enter_context(lease(sweep_id, spec.name, str(home.folder), wait, say))
+                observers.append(Heartbeats(keeper, spec.measurement))
             extra = {"cluster": asdict(cluster), "preflight": findings, **(extra_environment or {})}
-            sweep_id = measure(spec, expansion, records, make_group, say, extra, import_paths, trace)
+            measure(
+                *(spec, expansion, records, make_group, say, extra, [str(Path.cwd())], trace),
+                resumed=resumed,
+                sweep_id=sweep_id,
+                observers=observers,
+            )
         return load_result(records, sweep_id)
     finally:
         records.close()
@@ -115,40 +131,80 @@ def measure(
     import_paths: list[str],
     trace: bool = False,
     watch: Callable[[int], AbstractContextManager[Observer]] = progress,
+    resumed: Resumption | None = None,
+    sweep_id: str = "",
+    observers: Sequence[Observer] = (),
 ) -> str:
-    """Measures every cell on groups from `make_group`, into the records; the sweep's id. `watch` makes who shows the progress.
+    """Measures every cell on groups from `make_group`, into the records; the sweep's id.
+
+    Args:
+        watch: Makes who shows the progress.
+        resumed: The sweep to go on with; what it has ended stays as it is.
+        sweep_id: Of a new sweep; made up when it is empty.
+        observers: Further ones.
 
     Raises:
         SweepKilledError: The sweep is marked KILLED, and what was measured is kept.
+        UserError: Another driver writes this sweep.
     """
-    sweep_id = new_sweep_id()
-    replay = replay_json(expansion)
-    records.start_sweep(sweep_id, spec, expansion.cells, {**environment(), **extra_environment}, replay)
-    plan = spec.measurement
-    launches = f"{plan.launches}" if plan.last_launches == plan.launches else f"{plan.launches} to {plan.last_launches}"
-    say(f"sweep {sweep_id}: {spec.name}, {len(expansion.cells)} cells x {len(spec.arms)} arms x {launches} launches")
-    num_comparisons = len(expansion.cells) * (len(spec.arms) - 1)
+    sweep_id = resumed.sweep_id if resumed else sweep_id or new_sweep_id()
+    with claimed(records.path, sweep_id):
+        plan, found = spec.measurement, {**environment(), **extra_environment}
+        if resumed is None:
+            records.start_sweep(sweep_id, spec, expansion.cells, found, replay_json(expansion))
+        else:
+            records.reopen(sweep_id, {"at": utc(time.time()), **found})
+        launches = f"{plan.launches}" if plan.last_launches == plan.launches else f"{plan.launches} to {plan.last_launches}"
+        kept = f", {len(resumed.done)} of their launches kept" if resumed else ""
+        say(f"sweep {sweep_id}: {spec.name}, {len(expansion.cells)} cells x {len(spec.arms)} arms x {launches} launches{kept}")
+        num_comparisons = len(expansion.cells) * (len(spec.arms) - 1)
 
-    def decided(cells: Sequence[Cell]) -> list[Cell]:
-        return [cell for cell in cells if is_decided(records.cell(sweep_id, cell.cell_id), spec, num_comparisons)]
+        def decided(cells: Sequence[Cell], launches: int) -> list[Cell]:
+            return [
+                c for c in cells if is_decided(first_launches(records.cell(sweep_id, c.cell_id), launches), spec, num_comparisons)
+            ]
 
-    observers = [RecordsObserver(records, sweep_id)]
-    controller = Controller(spec, expansion.cells, make_group, observers, import_paths=import_paths, decided=decided, trace=trace)
-    try:
-        with _signals_raise(), watch(len(controller.tasks)) as watcher:
-            controller.add_observer(watcher)
-            controller.run()
-    except SweepKilledError as killed:
-        # Ray follows a SIGTERM with a SIGKILL three seconds later: the record first, then the clean-up.
-        records.end_sweep(sweep_id, SweepStatus.KILLED, str(killed))
-        raise
-    except BaseException as error:
-        records.end_sweep(sweep_id, SweepStatus.FAILED, f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        controller.close()
-    records.end_sweep(sweep_id, SweepStatus.FAILED if controller.failure else SweepStatus.FINISHED, controller.failure)
+        controller = Controller(
+            spec,
+            expansion.cells,
+            make_group,
+            [RecordsObserver(records, sweep_id), *observers],
+            import_paths=import_paths,
+            decided=decided,
+            trace=trace,
+            done=resumed.done if resumed else (),
+            invalid=resumed.invalid if resumed else (),
+            spent_s=resumed.spent_s if resumed else 0.0,
+        )
+        try:
+            with _signals_raise(), watch(len(controller.tasks)) as watcher:
+                controller.add_observer(watcher)
+                controller.run()
+        except SweepKilledError as killed:
+            # Ray follows a SIGTERM with a SIGKILL three seconds later: the record first, then the clean-up.
+            records.end_sweep(sweep_id, SweepStatus.KILLED, str(killed))
+            raise
+        except BaseException as error:
+            records.end_sweep(sweep_id, SweepStatus.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            controller.close()
+        failure = controller.failure or given_up_words(controller.given_up, len(expansion.cells))
+        records.end_sweep(sweep_id, SweepStatus.FAILED if failure else SweepStatus.FINISHED, failure)
     return sweep_id
+
+
+def first_launches(record: CellRecord, launches: int) -> CellRecord:
+    """What a look after so many launches reads: a sweep that was resumed may hold more."""
+    return replace(record, trials=[trial for trial in record.trials if trial.launch < launches])
+
+
+def given_up_words(given_up: Mapping[str, str], num_cells: int) -> str:
+    """One line; empty when nothing was given up."""
+    if not given_up:
+        return ""
+    causes = "; ".join(f"{label}: {' '.join(cause.split())}" for label, cause in given_up.items())
+    return f"gave up {len(given_up)} of {num_cells} cells: {causes}"
 
 
 def load_result(records: Records, sweep_id: str) -> SweepResult:

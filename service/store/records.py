@@ -21,6 +21,8 @@ from experiments.spec.cell import Cell, steps_as_json
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import CellRecord
 from service.judge.samples import Trial
+from service.run.policy import Attempt
+from service.run.tasks import Task
 from service.store.schema import Transaction, open_records
 from workers.device_state import DeviceState
 from workers.messages import BlockReport, Fault, TraceReport, VerifyReport
@@ -31,6 +33,9 @@ RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "a
 
 _DEVICE_STATES = TypeAdapter(list[DeviceState])
 _TRACE_REPORTS = TypeAdapter(list[TraceReport])
+
+EVIDENCE_CHARS = 20_000
+"""Of an attempt's evidence: stacks of many ranks are long, and alike."""
 
 LAST = "last"
 """The word for the newest sweep."""
@@ -48,6 +53,7 @@ class Records:
         Raises:
             UserError: The file cannot be opened, is no record file, or is of another schema.
         """
+        self.path = path
         self._db = open_records(path)
 
     def close(self) -> None:
@@ -151,6 +157,29 @@ class Records:
                 "INSERT OR IGNORE INTO fault VALUES (?,?,?,?,?)", [(sweep_id, cell_id, f.arm, f.check, f.detail) for f in faults]
             )
 
+    def begin_visit(self, sweep_id: str, cell_id: str, launch: int) -> None:
+        """Blocks of this cell and launch are measured from here on; what another life of the ranks left of them goes."""
+        with self._transaction():
+            for table in ("block", "trial", "device_state", "verification", "settling", "trace"):
+                self._db.execute(f"DELETE FROM {table} WHERE sweep_id=? AND cell_id=? AND launch=?", (sweep_id, cell_id, launch))
+
+    def add_attempt(self, sweep_id: str, task: Task, attempt: Attempt) -> None:
+        """A group was lost. Never replaced: the next one has the next number."""
+        cell_id, cp_size, launch = task.visit
+        told = (attempt.number, attempt.cause, attempt.evidence[:EVIDENCE_CHARS], attempt.decision, json.dumps(attempt.ranks))
+        with self._transaction():
+            query = "SELECT COALESCE(MAX(number), 0) + 1 FROM attempt WHERE sweep_id=?"
+            number = self._db.execute(query, (sweep_id,)).fetchone()[0]
+            self._db.execute(
+                "INSERT INTO attempt VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (sweep_id, number, time.time(), cell_id, cp_size, launch, task.action, task.block, *told),
+            )
+
+    def attempts(self, sweep_id: str) -> list[dict[str, Any]]:
+        """Every attempt that failed, in order."""
+        rows = self._db.execute("SELECT * FROM attempt WHERE sweep_id=? ORDER BY number", (sweep_id,))
+        return [{**dict(row), "ranks": json.loads(row["ranks"])} for row in rows]
+
     def fail_cell(self, sweep_id: str, cell_id: str, failure: str) -> None:
         """The cell was given up."""
         with self._transaction():
@@ -200,6 +229,19 @@ class Records:
             self._db.execute(
                 "UPDATE sweep SET status=?, failure=?, ended_s=? WHERE sweep_id=?", (status, failure, time.time(), sweep_id)
             )
+
+    def reopen(self, sweep_id: str, resumed: dict[str, Any]) -> None:
+        """The sweep goes on: it runs, nothing of it is given up yet, and what is published of it is out of date."""
+        with self._transaction():
+            environment = json.loads(
+                self._db.execute("SELECT environment FROM sweep WHERE sweep_id=?", (sweep_id,)).fetchone()[0]
+            )
+            environment["resumed"] = [*environment.get("resumed", []), resumed]
+            self._db.execute(
+                "UPDATE sweep SET status=?, failure='', ended_s=NULL, published_uri=NULL, published_s=NULL, environment=? WHERE sweep_id=?",
+                (SweepStatus.RUNNING, json.dumps(environment), sweep_id),
+            )
+            self._db.execute("UPDATE cell SET failure='' WHERE sweep_id=?", (sweep_id,))
 
     def mark_published(self, sweep_id: str, uri: str) -> None:
         with self._transaction():

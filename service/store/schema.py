@@ -46,6 +46,10 @@ CREATE TABLE IF NOT EXISTS spent (
 CREATE TABLE IF NOT EXISTS device_state (
     sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, kind TEXT NOT NULL, block INTEGER NOT NULL,
     states TEXT NOT NULL, PRIMARY KEY (sweep_id, cell_id, launch, kind, block));
+CREATE TABLE IF NOT EXISTS attempt (
+    sweep_id TEXT NOT NULL, number INTEGER NOT NULL, failed_s REAL NOT NULL, cell_id TEXT NOT NULL, cp_size INTEGER NOT NULL,
+    launch INTEGER NOT NULL, action TEXT NOT NULL, block INTEGER NOT NULL, attempt INTEGER NOT NULL, cause TEXT NOT NULL,
+    evidence TEXT NOT NULL, decision TEXT NOT NULL, ranks TEXT NOT NULL, PRIMARY KEY (sweep_id, number));
 CREATE TABLE IF NOT EXISTS trace (
     sweep_id TEXT NOT NULL, cell_id TEXT NOT NULL, launch INTEGER NOT NULL, reports TEXT NOT NULL, PRIMARY KEY (sweep_id, cell_id));
 """

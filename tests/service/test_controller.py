@@ -7,9 +7,12 @@ from collections import Counter
 import pytest
 
 from experiments import catalogue
-from service.run.controller import Action, Controller, Decision, Observer, plan_tasks
+from service.errors import InfrastructureError
+from service.run.controller import RELAUNCH_PAUSE_S, Controller, Observer
 from service.run.orders import arms_with_serial, block_of, control_variants, warm_up_of
+from service.run.policy import Decision, Persistent
 from service.run.rank_group import GroupLostError
+from service.run.tasks import Action, Task, missing_tasks, plan_tasks
 from workers.messages import (
     BlockReport,
     Fault,
@@ -35,7 +38,8 @@ class FakeGroup:
 
     def launch(self, *_):
         self.launches += 1
-        if error := self.script.get("launch"):
+        error = self.script.get("launch")
+        if error := error() if callable(error) else error:
             raise error
 
     def ask(self, request, timeout_s):
@@ -89,6 +93,15 @@ class Watcher(Observer):
     def invalid(self, task, faults):
         self.events.append(("invalid", task, faults))
 
+    def failed(self, task, attempt, repeats):
+        self.events.append(("failed", task, attempt, repeats))
+
+    def given_up(self, cell, cause):
+        self.events.append(("given up", cell, cause))
+
+    def of(self, kind):
+        return [event[1:] for event in self.events if event[0] == kind]
+
 
 def controller(script=None, overrides=(), policy=None, **options):
     spec = catalogue.load("quickstart", ["measurement.launches=5", *overrides])
@@ -99,6 +112,7 @@ def controller(script=None, overrides=(), policy=None, **options):
         return groups[-1]
 
     watcher = Watcher()
+    options = {"pause": lambda _: None, **options}
     made = Controller(spec, spec.expand().cells, make_group, [watcher], policy, **options)
     return made, watcher, groups
 
@@ -178,25 +192,192 @@ def test_an_arm_that_breaks_costs_its_cell_and_new_ranks_go_on():
     } - {invalid[0][1].cell.cell_id}
 
 
-def test_a_lost_rank_stops_the_sweep_and_says_why():
-    made, _, groups = controller({RunBlock: GroupLostError("rank 1 on h2: killed by SIGKILL", evidence="rank 0:\nstack")})
+LOST = GroupLostError("rank 1 on h2: killed by SIGKILL", evidence="rank 0:\nstack")
+
+
+def failing(kind, *at):
+    """A script whose n-th request of that kind loses the group, for every n in `at`, from 1."""
+    seen = []
+
+    def answer(_=None):
+        seen.append(1)
+        return LOST if len(seen) in at else None
+
+    return {kind: answer}
+
+
+def test_a_lost_rank_costs_the_visit_and_new_ranks_repeat_all_of_it():
+    plain, _, untouched = controller(overrides=ONE_CELL)
+    plain.run()
+    blocks_a_visit = sum(isinstance(r, RunBlock) for r in untouched[0].seen) // 5
+    # The group is lost in the second block of the arms of the first launch.
+    made, watcher, groups = controller(failing(RunBlock, blocks_a_visit - 1), ONE_CELL)
+    made.run()
+    ((task, attempt, repeats),) = watcher.of("failed")
+    assert (task.action, task.launch, task.block) == (Action.MEASURE, 0, 1)
+    assert (attempt.number, attempt.decision, attempt.cause) == (1, Decision.REPEAT, str(LOST))
+    assert "stack" in attempt.evidence
+    assert repeats == sum(t.cell is not None and t.launch == 0 for t in plan_tasks([task.cell], made.spec))
+    # New owners, and a launch of theirs; the old ones are gone.
+    assert [g.launches for g in groups] == [1, 5]
+    assert groups[0].is_closed
+    measured = Counter((t.launch, kind, t.block) for t, kind in watcher.of("measured"))
+    assert measured.pop((0, "arms", 0)) == 2, "a launch is one life of the ranks: its first block is measured anew, too"
+    assert set(measured.values()) == {1}
+    assert len(measured) + 1 == 5 * 3
+    assert (made.failure, made.given_up) == ("", {})
+
+
+def test_a_cell_that_keeps_losing_its_ranks_is_given_up_and_the_others_go_on():
+    made, watcher, groups = controller()
+    first = made.tasks[1].cell
+    answer = FakeGroup.ask
+
+    def ask(self, request, timeout_s):
+        if isinstance(request, PrepareCell):
+            self.cell = request.cell
+        if isinstance(request, RunBlock) and self.cell.cell_id == first.cell_id:
+            raise LOST
+        return answer(self, request, timeout_s)
+
+    FakeGroup.ask = ask
+    try:
+        made.run()
+    finally:
+        FakeGroup.ask = answer
+    assert [(a.number, a.decision) for _, a, _ in watcher.of("failed")] == [
+        (1, Decision.REPEAT),
+        (2, Decision.REPEAT),
+        (3, Decision.GIVE_UP),
+    ]
+    assert watcher.of("given up") == [(first, str(LOST))]
+    assert made.given_up == {first.label: str(LOST)}
+    measured = Counter(t.cell.cell_id for t, kind in watcher.of("measured") if kind == "controls")
+    assert first.cell_id not in measured
+    assert sorted(measured.values()) == [5, 5, 5]
+    assert [g.is_closed for g in groups] == [True] * 4
+    assert made.failure == ""
+
+
+def test_one_lost_rank_a_launch_gives_up_nothing():
+    """Attempts are counted by cell and launch: a cluster that loses a rank now and then does not cost a night's cell."""
+    per_visit = 4  # a warm-up of two blocks, two blocks of the arms, one of the controls, less the one that fails
+    made, watcher, _ = controller(failing(RunBlock, *range(1, 60, 2 * per_visit)), ONE_CELL)
+    made.run()
+    assert len(watcher.of("failed")) >= 4
+    assert {a.number for _, a, _ in watcher.of("failed")} == {1}
+    assert made.given_up == {}
+    assert len(blocks_by_launch(watcher)) == 5
+
+
+def test_a_group_that_comes_up_late_is_waited_for():
+    pauses = []
+    made, watcher, groups = controller(failing("launch", 1, 2), ONE_CELL, pause=pauses.append)
+    made.run()
+    assert [(t.action, a.number, a.decision, r) for t, a, r in watcher.of("failed")] == [
+        (Action.LAUNCH, 1, Decision.REPEAT, 1),
+        (Action.LAUNCH, 2, Decision.REPEAT, 1),
+    ]
+    assert [p for p in pauses if p] == [RELAUNCH_PAUSE_S, 2 * RELAUNCH_PAUSE_S]
+    assert len(groups) == 3
+    assert len(blocks_by_launch(watcher)) == 5
+
+
+def test_a_size_that_never_comes_up_is_given_up_and_the_next_one_goes_on():
+    spec = catalogue.load("quickstart", ["measurement.launches=5", "cells.cp_size=[1,2]"])
+    groups, watcher = [], Watcher()
+
+    def make_group(cp_size):
+        if cp_size == 1:
+            raise InfrastructureError("the cluster gave no placement")
+        groups.append(FakeGroup({}))
+        return groups[-1]
+
+    made = Controller(spec, spec.expand().cells, make_group, [watcher], pause=lambda _: None)
+    made.run()
+    assert len(watcher.of("failed")) == 3
+    assert {cell.cp_size for cell, _ in watcher.of("given up")} == {1}
+    assert {t.cell.cp_size for t, _ in watcher.of("measured")} == {2}
+    assert "no placement" in next(iter(made.given_up.values()))
+    assert [g.launches for g in groups] == [5]
+
+
+def test_what_only_a_user_can_mend_stops_the_sweep_and_says_why():
+    gone = GroupLostError("rank 0: no such checkpoint", "rank 1:\nstack", RankFault("user", "no such checkpoint", ""))
+    made, watcher, groups = controller({PrepareCell: gone})
     made.run()
     made.close()
     assert made.is_done
-    assert made.failure.startswith("rank 1 on h2")
+    assert made.failure.startswith("rank 0: no such checkpoint")
     assert "stack" in made.failure
+    assert [a.decision for _, a, _ in watcher.of("failed")] == [Decision.STOP]
     assert groups[0].is_closed
 
 
-def test_the_policy_decides():
-    class GiveUp:
-        def decide(self, failure, task):
-            return Decision.GIVE_UP_CELL
+@pytest.mark.parametrize(
+    ("fault", "attempt", "decision"),
+    [
+        (None, 1, Decision.REPEAT),
+        (None, 2, Decision.GIVE_UP),
+        (RankFault("rank", "RuntimeError: Connection closed by peer", ""), 1, Decision.REPEAT),
+        (RankFault("schedule", "boom", "", "overlapped"), 1, Decision.INVALIDATE),
+        (RankFault("user", "no such folder", ""), 1, Decision.STOP),
+    ],
+)
+def test_the_usual_policy(fault, attempt, decision):
+    task = controller()[0].tasks[1]
+    assert Persistent(2).decide(GroupLostError("rank 0", fault=fault), task, attempt) is decision
 
-    made, watcher, _groups = controller({RunBlock: GroupLostError("rank 1 died")}, policy=GiveUp())
+
+def test_another_policy_decides():
+    class GiveUp:
+        def decide(self, failure, task, attempt):
+            return Decision.GIVE_UP
+
+    made, watcher, _groups = controller({RunBlock: LOST}, policy=GiveUp())
     made.run()
-    assert made.failure == ""
-    assert len([e for e in watcher.events if e[0] == "invalid"]) == 4
+    assert len(made.given_up) == len(watcher.of("given up")) == len(watcher.of("failed")) == 4
+    assert watcher.of("invalid") == []
+
+
+def test_a_resumed_sweep_does_what_is_missing_and_nothing_else():
+    spec = catalogue.load("quickstart", ["measurement.launches=5"])
+    cells = spec.expand().cells
+    visits = {t.visit for t in plan_tasks(cells, spec) if t.cell is not None}
+    done = {v for v in visits if v[2] < 2} | {(cells[1].cell_id, 2, 2), (cells[1].cell_id, 2, 4)}
+    made, watcher, groups = controller(done=done, invalid={cells[3].cell_id})
+    made.run()
+    measured = {t.visit for t, _ in watcher.of("measured")}
+    assert measured == {v for v in visits - done if v[0] != cells[3].cell_id}
+    assert groups[0].launches == 3
+    nothing, watcher, groups = controller(done=visits)
+    nothing.run()
+    assert (watcher.events, groups) == ([], [])
+
+
+def test_a_resumed_sweep_takes_the_looks_again_at_what_they_saw():
+    """Launches 5 and 6 of a cell that went on after the first look are on disk: the look reads five launches all the same."""
+    asked = []
+
+    def decided(cells, launches):
+        asked.append((launches, len(cells)))
+        return cells[:1]
+
+    plan = ["measurement.max_launches=13"]
+    spec = catalogue.load("quickstart", ["measurement.launches=5", *plan])
+    done = {t.visit for t in plan_tasks(spec.expand().cells, spec) if t.cell is not None and t.launch < 5}
+    made, watcher, _ = controller(overrides=plan, done=done, decided=decided)
+    made.run()
+    assert asked == [(5, 4), (8, 3)]
+    assert min(blocks_by_launch(watcher)) == 5
+
+
+def test_launches_that_would_serve_no_cell_are_dropped():
+    spec = catalogue.load("quickstart", ["measurement.launches=5"])
+    cells = spec.expand().cells
+    left = missing_tasks(plan_tasks(cells, spec), {(cell.cell_id, 2, 1) for cell in cells})
+    assert {t.launch for t in left if t.action is Action.LAUNCH} == {0, 2, 3, 4}
+    assert Task(Action.CLOSE, 2, 4) in left
 
 
 def test_an_emulated_link_needs_one_clock():
@@ -237,15 +418,17 @@ def blocks_by_launch(watcher):
 
 
 def test_a_decided_cell_gets_no_further_launch_and_the_others_do():
-    asked = []
+    asked, at = [], []
 
-    def decided(cells):
+    def decided(cells, launches):
         asked.append([cell.cell_id for cell in cells])
+        at.append(launches)
         return cells[:1] if len(asked) == 1 else ()
 
     made, watcher, _ = controller(overrides=["measurement.max_launches=20"], decided=decided)
     made.run()
     measured = blocks_by_launch(watcher)
+    assert at == [5, 8, 13]
     assert [len(cells) for cells in asked] == [4, 3, 3]  # looks after 5, 8 and 13 launches; none after the last
     assert sorted(measured) == list(range(20))
     assert all(len(measured[launch]) == (4 if launch < 5 else 3) for launch in measured)
@@ -253,7 +436,7 @@ def test_a_decided_cell_gets_no_further_launch_and_the_others_do():
 
 
 def test_once_every_cell_is_decided_nothing_is_launched():
-    made, watcher, groups = controller(overrides=["measurement.max_launches=20"], decided=lambda cells: cells)
+    made, watcher, groups = controller(overrides=["measurement.max_launches=20"], decided=lambda cells, _: cells)
     made.run()
     assert groups[0].launches == 5
     assert sorted(blocks_by_launch(watcher)) == list(range(5))
@@ -262,7 +445,7 @@ def test_once_every_cell_is_decided_nothing_is_launched():
 
 def test_a_cell_is_not_judged_between_looks():
     asked = []
-    made, _, _ = controller(overrides=["measurement.max_launches=5"], decided=asked.append)
+    made, _, _ = controller(overrides=["measurement.max_launches=5"], decided=lambda cells, _: asked.append(cells))
     made.run()
     assert asked == []
 
@@ -333,7 +516,7 @@ def test_every_task_is_timed():
 
 def test_every_cell_is_traced_once_behind_its_timed_blocks_in_a_launch_that_none_is_spared():
     """Cells decided at the first look get no further launch: the trace must come before it."""
-    made, watcher, groups = controller(overrides=["measurement.max_launches=9"], trace=True, decided=lambda cells: cells)
+    made, watcher, groups = controller(overrides=["measurement.max_launches=9"], trace=True, decided=lambda cells, _: cells)
     made.run()
     traced = [event[1] for event in watcher.events if event[0] == "traced"]
     assert Counter(task.cell.cell_id for task in traced) == {

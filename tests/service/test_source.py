@@ -14,7 +14,9 @@ from experiments.names import SweepStatus
 from service.errors import InfrastructureError
 from service.report.dossier import read_dossier
 from service.report.page import page
+from service.run.policy import Attempt, Decision
 from service.run.sweep import load_result
+from service.run.tasks import Action, Task
 from service.store.extract import FILE_NAME, extract_sweep, records_of
 from service.store.home import TRACKING_ENV_VAR, Home
 from service.store.records import UnknownSweepError
@@ -121,6 +123,8 @@ def test_an_extract_holds_every_row_of_its_sweep_and_no_other(tmp_path: Path) ->
     records.add_trace(IDS[0], result.cells[1].cell["cell_id"], 4, [TraceReport(0, (), (), 0, 0)])
     on_a_gpu = BlockReport(0, (), (), 1000.0, DeviceState(100.0, 1980))
     records.add_block(IDS[0], result.cells[1].cell["cell_id"], 9, "arms", 0, [on_a_gpu], 5000.0)
+    lost = Attempt(1, "rank 1 on n2: killed", "stack", Decision.REPEAT, ({"rank": 1},))
+    records.add_attempt(IDS[0], Task(Action.MEASURE, 2, 0), lost)
     copy, sweep_id = records_of(extract_sweep(records, IDS[0]))
     assert sweep_id == IDS[0]
     tables = [row[0] for row in records.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

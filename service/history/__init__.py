@@ -1,0 +1,1 @@
+"""History: what the nights of one suite say together, and which of them began something."""
