@@ -26,7 +26,6 @@ app.add_typer(calibrate.app)
 app.command()(night.nightly)
 app.command()(night.bless)
 
-SpecArgument = Annotated[str, typer.Argument(help="A catalogue name (see `cplab list`) or a YAML path.", show_default=False)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in measurement.launches=5.")
 ]

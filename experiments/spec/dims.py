@@ -12,9 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.errors import unknown_name
 
-QUANT_BLOCK = 128
-"""Values that share one quantisation scale: the whole head dimension."""
-
 CACHE_BYTES_PER_TOKEN = 132
 """128 B of fp8 values and one fp32 scale."""
 

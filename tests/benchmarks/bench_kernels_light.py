@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from experiments.spec.dims import PRESETS, DimsSpec
+from workers.indexer import stages
 from workers.indexer.rope import RotaryTable
 from workers.kernels import fused, separate
 from workers.kernels.clock import sleep_us
@@ -112,7 +113,7 @@ def projections_at(rows: int) -> dict[str, tuple[Callable[[], Any], int]]:
     moved_bytes = 2 * (x.numel() + weight.numel() + rows * HEAD_DIM)
     return {
         "project_key": (lambda: project_key(x, weight), moved_bytes),
-        "F.linear of the same": (lambda: separate.project(x, weight), moved_bytes),
+        "F.linear of the same": (lambda: stages.project(x, weight), moved_bytes),
     }
 
 
@@ -128,7 +129,7 @@ def host_times() -> dict[str, float]:
     q_scale, to, out = torch.rand(rows, HEADS, device="cuda"), torch.arange(rows, device="cuda"), torch.empty_like(k)
     calls: dict[str, Callable[[], Any]] = {
         "torch's k + k": lambda: k + k,
-        "project": lambda: separate.project(x, proj),
+        "project": lambda: stages.project(x, proj),
         "project_key": lambda: project_key(x, wk),
         "rope": lambda: separate.rope(q, k, cos, sin, V32),
         "rope_one": lambda: separate.rope_one(q, cos, sin, V32),

@@ -29,15 +29,21 @@ class FusedIndexer(Indexer):
         return cast("CudaOps", self.ops)
 
     def project(self, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
-        q_THD = self.lanes.stage("wq_b", self.ops.project, shard.q_lora_TR, self.weights.wq_b)
-        return self._query(q_THD.view(-1, self.dims.num_heads, self.dims.head_dim), shard), self._key(shard)
+        return self.project_q(shard), self.project_k(shard)
 
     def project_q(self, shard: Shard) -> torch.Tensor:
-        q_THD = self.lanes.stage("wq_b", self.ops.project, shard.q_lora_TR, self.weights.wq_b)
-        return self._query(q_THD.view(-1, self.dims.num_heads, self.dims.head_dim), shard)
+        """Rotated already."""
+        q_THD = super().project_q(shard)
+        fused = self._kernels.q_rope_hadamard_quantise
+        self._quantised = self.lanes.stage("fused_q", fused, q_THD, shard.cos_TF, shard.sin_TF, self.dims)
+        return self._quantised[0]
 
     def project_k(self, shard: Shard) -> torch.Tensor:
-        return self._key(shard)
+        """Rotated already."""
+        w = self.weights
+        k_TD = self.lanes.stage("wk", self.ops.project, shard.x_TX, w.wk)
+        norm = w.k_norm_weight, w.k_norm_bias
+        return self.lanes.stage("fused_k", self._kernels.k_norm_rope_hadamard, k_TD, *norm, shard.cos_TF, shard.sin_TF, self.dims)
 
     def rope_q(self, q_THD: torch.Tensor, shard: Shard) -> torch.Tensor:
         """Done already."""
@@ -57,14 +63,3 @@ class FusedIndexer(Indexer):
         weights_proj, head_dim = self.weights.weights_proj, self.dims.head_dim
         gates_TH = self.lanes.stage("head_gates", self.ops.head_gates, shard.x_TX, weights_proj, q_scale_TH, head_dim)
         return self.lanes.stage("logits", self._select, q8_THD, gates_TH, shard, cache)
-
-    def _query(self, q_THD: torch.Tensor, shard: Shard) -> torch.Tensor:
-        fused = self._kernels.q_rope_hadamard_quantise
-        self._quantised = self.lanes.stage("fused_q", fused, q_THD, shard.cos_TF, shard.sin_TF, self.dims)
-        return self._quantised[0]
-
-    def _key(self, shard: Shard) -> torch.Tensor:
-        w = self.weights
-        k_TD = self.lanes.stage("wk", self.ops.project, shard.x_TX, w.wk)
-        norm = w.k_norm_weight, w.k_norm_bias
-        return self.lanes.stage("fused_k", self._kernels.k_norm_rope_hadamard, k_TD, *norm, shard.cos_TF, shard.sin_TF, self.dims)

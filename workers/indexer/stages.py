@@ -101,7 +101,8 @@ def mqa_logits(
 def topk_positions(logits_TN: torch.Tensor, ks_T: torch.Tensor, ke_T: torch.Tensor, topk: int) -> torch.Tensor:
     """int32 [T, K]: positions in the request of the best visible keys, by score descending, then index ascending; -1 pads.
 
-    A row that sees at most K keys selects all of them.
+    A row that sees at most K keys selects all of them. Which of equal scores at the cut get in is torch.topk's choice, and no
+    part of the definition.
     """
     count = min(topk, logits_TN.shape[1])
     scores_TK, index_TK = logits_TN.topk(count, dim=1, sorted=False)

@@ -31,6 +31,7 @@ class CudaOps:
     rope_one = staticmethod(separate.rope_one)
     hadamard = staticmethod(separate.hadamard)
     quantise_q = staticmethod(separate.quantise_q)
+    head_gates = staticmethod(separate.head_gates)
     quantise_k = staticmethod(separate.quantise_k)
     store_keys = staticmethod(separate.store_keys)
     pack_keys = staticmethod(separate.pack_keys)
@@ -62,12 +63,6 @@ class CudaOps:
         finally:
             torch._C._set_sm_carveout_experimental(None)
         return out
-
-    def head_gates(
-        self, x_TX: torch.Tensor, weights_proj_HX: torch.Tensor, q_scale_TH: torch.Tensor, head_dim: int
-    ) -> torch.Tensor:
-        """See `stages.head_gates`."""
-        return separate.head_gates(x_TX, weights_proj_HX, q_scale_TH, head_dim)
 
     def bytes_per_logit(self, num_heads: int) -> int:
         """See `StageOps`."""

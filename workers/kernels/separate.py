@@ -13,7 +13,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -268,12 +267,6 @@ def _scale_gates(gates_TH: torch.Tensor, q_scale_TH: torch.Tensor, head_dim: int
     if count := gates_TH.numel():
         roots = math.sqrt(gates_TH.shape[1]), math.sqrt(head_dim)
         _scale_gates_kernel[(-(-count // 1024),)](gates_TH, q_scale_TH, count, *roots, 1024, num_warps=4, **EXACT)
-
-
-def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """bf16 [T, in] by bf16 [out, in] to bf16 [T, out]: the vendor library's matrix product."""
-    out: torch.Tensor = F.linear(x, weight)
-    return out
 
 
 def rope(
