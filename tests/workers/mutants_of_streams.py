@@ -281,10 +281,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "lanes: join without a wait": _mutant({LATE_GATHER, SANITIZER}, {CONTRACT}, lanes=JoinsWithoutWait),
     "lanes: done before the work": _mutant({LATE_GATHER, SANITIZER}, {CONTRACT}, lanes=DoneBeforeTheWork),
-    "lanes: no fork": _mutant({LATE_MAIN, SANITIZER}, {CONTRACT, LATE_GATHER}, lanes=ForksWithoutEvent),
-    "lanes: no fork, deferred": _mutant(
-        {LATE_MAIN, SANITIZER}, {CONTRACT, LATE_GATHER}, lanes=ForksWithoutEvent, schedule="overlap_rotate"
-    ),
+    "lanes: no fork": _mutant({LATE_MAIN, SANITIZER}, {CONTRACT}, lanes=ForksWithoutEvent),
+    "lanes: no fork, deferred": _mutant({LATE_MAIN, SANITIZER}, {CONTRACT}, lanes=ForksWithoutEvent, schedule="overlap_rotate"),
     "fabric: reorders on the main stream": _mutant({LATE_GATHER, SANITIZER}, {CONTRACT}, spoil=reorders_on_the_main_stream),
     "memory: keys freed at the fork": _mutant({LATE_GATHER}, {CONTRACT, SANITIZER}, schedule=f"{HERE}:frees_keys_early"),
     SHARED: _mutant(
