@@ -26,10 +26,16 @@ so its time is the device's; a server whose host is not ahead would wait for it,
 
 @dataclass(frozen=True)
 class _Reading:
-    """A cell's samples and the evidence on its arms, before anything is read at a level."""
+    """A cell's samples and the evidence on its arms, before anything is read at a level.
+
+    Attributes:
+        samples: All of them, to be counted.
+        timed: Those whose times are somebody's: none where ranks shared a GPU.
+    """
 
     record: CellRecord
     samples: list[Sample]
+    timed: list[Sample]
     evidence: dict[str, Evidence | None]
 
 
@@ -77,8 +83,10 @@ def is_decided(record: CellRecord, spec: ExperimentSpec, num_comparisons: int) -
     levels = _Levels((1 - plan.confidence) / num_comparisons, SAME_ERROR / num_comparisons)
     evidence = [reading.evidence[name] for name in spec.arms if name != BASELINE_ARM]
     read = [e.read(levels.difference, levels.same) for e in evidence if e is not None]
-    if record.faults or len(read) < len(evidence):
-        return bool(record.faults)
+    if record.faults or record.shares_gpus:
+        return True
+    if len(read) < len(evidence):
+        return False
     if plan.precision_pct is None:
         return all(judge(c, plan.indifference_pct).verdict is not Verdict.UNRESOLVED for c in read)
     return all(max(c.ratio.high / c.ratio.estimate, c.ratio.estimate / c.ratio.low) <= 1 + plan.precision_pct / 100 for c in read)
@@ -88,13 +96,14 @@ def _read(record: CellRecord, spec: ExperimentSpec, at_planned_looks: bool = Fal
     plan = spec.measurement
     looks = Looks(plan.launches, plan.last_launches)
     samples = reduce_trials(record.trials, regime_of(record)) if not record.faults else []
-    compared = samples
+    timed = samples if not record.shares_gpus else []
+    compared = timed
     if at_planned_looks:
-        launches = list(by_launch(samples))
+        launches = list(by_launch(timed))
         read = set(launches[: looks.last_planned(len(launches))])
-        compared = [s for s in samples if s.launch in read]
+        compared = [s for s in timed if s.launch in read]
     others = [*(name for name in spec.arms if name != BASELINE_ARM), AA_ARM]
-    return _Reading(record, samples, {name: evidence_of(compared, name, BASELINE_ARM, looks) for name in others})
+    return _Reading(record, samples, timed, {name: evidence_of(compared, name, BASELINE_ARM, looks) for name in others})
 
 
 def regime_of(record: CellRecord) -> Regime:
@@ -124,7 +133,7 @@ def _check_aa(readings: Sequence[_Reading], spec: ExperimentSpec) -> AACheck:
 
 def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> CellResult:
     record, aa = reading.record, reading.evidence[AA_ARM]
-    is_valid = not record.faults
+    is_valid = not record.faults and not record.shares_gpus
     arms = tuple(_judge_arm(name, spec, reading, levels) for name in spec.arms)
     late = [us for t in record.trials for us in t.late_us if us is not None and t.kind == "arms"]
     skew = [t.skew_us for t in record.trials if t.skew_us is not None and t.kind == "arms"]
@@ -149,6 +158,7 @@ def _judge_cell(reading: _Reading, spec: ExperimentSpec, levels: _Levels) -> Cel
         filler_p50_us=median(filler) if is_valid and filler else None,
         aa=aa.read(1 - spec.measurement.confidence, SAME_ERROR) if aa is not None else None,
         gpus=_gpus(record.device_states),
+        shares_gpus=record.shares_gpus,
     )
 
 
@@ -167,13 +177,18 @@ def _gpus(blocks: Sequence[tuple[DeviceState, ...]]) -> GpuConduct | None:
 
 
 def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Levels) -> ArmResult:
-    plan, arm, samples, record = spec.measurement, spec.arms[name], reading.samples, reading.record
-    own = [s for s in samples if s.kind == "arms" and s.variant == name]
+    plan, arm, record = spec.measurement, spec.arms[name], reading.record
+    own = [s for s in reading.timed if s.kind == "arms" and s.variant == name]
     evidence = reading.evidence.get(name)
     comparison = evidence.read(levels.difference, levels.same) if evidence is not None else None
-    judgement = (
-        Judgement(Verdict.INVALID, reason=record.faults[0].detail) if record.faults else judge(comparison, plan.indifference_pct)
-    )
+    if record.faults:
+        judgement = Judgement(Verdict.INVALID, reason=record.faults[0].detail)
+    elif record.shares_gpus:
+        judgement = Judgement(
+            Verdict.UNRESOLVED, reason="ranks shared a GPU: right for behaviour, and their times are nobody's speed"
+        )
+    else:
+        judgement = judge(comparison, plan.indifference_pct)
     times = [s.time_us for s in own]
     gathers = [s.gather_us for s in own if s.gather_us is not None]
     latency = None
@@ -194,8 +209,8 @@ def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Leve
         latency=latency,
         tokens_per_s=tokens * 1e6 / latency.p50_us if latency and is_indexer_alone else None,
         gather_p50_us=median(gathers) if gathers else None,
-        account=_account_arm(name, spec.arms, samples, regime_of(record), plan.confidence),
-        num_samples=len(own),
+        account=_account_arm(name, spec.arms, reading.timed, regime_of(record), plan.confidence),
+        num_samples=sum(s.kind == "arms" and s.variant == name for s in reading.samples),
         host_bound=median(shares) >= HOST_BOUND_SHARE if shares else None,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ class CellResult:
     """The second copy of the baseline against the first, read by itself."""
     gpus: GpuConduct | None
     """Of the GPUs after its blocks; None without any."""
+    shares_gpus: bool
+    """Several ranks ran on one GPU: its arms have no times and no verdict, since kernels of different ranks took turns."""
 
     @property
     def label(self) -> str:
@@ -151,3 +153,10 @@ class CellRecord:
     gather_floor_us: float | None
     device_states: Sequence[tuple[DeviceState, ...]] = ()
     """Of every block, every rank's GPU."""
+    shares_gpus: bool = False
+
+
+def shared_gpus(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every rank's GPU, by UUID, where some rank has not one of its own; else nothing. `ranks`: as a launch's row holds them."""
+    uuids = [str(rank["gpu_uuid"]) for rank in ranks if rank.get("gpu_uuid")]
+    return uuids if len(set(uuids)) < len(uuids) else []

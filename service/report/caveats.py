@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from experiments.names import Regime
-from service.judge.results import SweepResult
+from service.judge.results import SweepResult, shared_gpus
 
 
 def caveats(result: SweepResult) -> list[str]:
@@ -115,20 +115,14 @@ def _shared_cores(result: SweepResult) -> list[str]:
     ]
 
 
-def shared_gpus(result: SweepResult) -> dict[int, tuple[int, int]]:
-    """(ranks, GPUs) of every cp_size whose ranks outnumbered their GPUs."""
-    crowded = {}
-    for launch in result.environment.get("launches", []):
-        uuids = [rank["gpu_uuid"] for rank in launch["ranks"] if rank.get("gpu_uuid")]
-        if len(set(uuids)) < len(uuids):
-            crowded[launch["cp_size"]] = len(uuids), len(set(uuids))
-    return crowded
-
-
 def _shared_gpus(result: SweepResult) -> list[str]:
+    """A line for every cp_size whose ranks outnumbered their GPUs."""
+    launches = result.environment.get("launches", [])
+    crowded = {launch["cp_size"]: gpus for launch in launches if (gpus := shared_gpus(launch["ranks"]))}
     return [
-        f"SHARED GPU, cp_size {size}: {ranks} ranks on {gpus} GPU{'s' * (gpus != 1)}: right for behaviour; its times are nobody's speed"
-        for size, (ranks, gpus) in sorted(shared_gpus(result).items())
+        f"SHARED GPU, cp_size {size}: {len(uuids)} ranks on {len(set(uuids))} GPU{'s' * (len(set(uuids)) != 1)}: right for behaviour; "
+        "its times are nobody's speed, and are withheld"
+        for size, uuids in sorted(crowded.items())
     ]
 
 

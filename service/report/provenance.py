@@ -10,7 +10,6 @@ from typing import Any
 
 from experiments.names import BASELINE_ARM, SweepStatus, Verdict
 from service.judge.results import ArmResult, CellResult, SweepResult
-from service.report.caveats import shared_gpus
 from service.report.dossier import Dossier
 
 
@@ -114,7 +113,7 @@ def natures(result: SweepResult) -> list[str]:
         said.append(f"EMULATED link in {emulated} of {total} cells" if emulated < total else "EMULATED link")
     if "cpu" in devices:
         said.append("CPU ranks")
-    if shared_gpus(result):
+    if any(cell.shares_gpus for cell in result.cells):
         said.append("SHARED GPU: behaviour, not speed")
     return said
 

@@ -19,7 +19,7 @@ from experiments.errors import UserError
 from experiments.names import METHODOLOGY_VERSION, SweepStatus
 from experiments.spec.cell import Cell, steps_as_json
 from experiments.spec.experiment import ExperimentSpec
-from service.judge.results import CellRecord
+from service.judge.results import CellRecord, shared_gpus
 from service.judge.samples import Trial
 from service.run.policy import Attempt
 from service.run.tasks import Task
@@ -336,8 +336,9 @@ class Records:
             "SELECT * FROM trial WHERE sweep_id=? AND cell_id=? ORDER BY launch, kind, block, position", key
         ).fetchall()
         states = self._db.execute("SELECT states FROM device_state WHERE sweep_id=? AND cell_id=?", key)
+        cell = json.loads(row["cell"])
         return CellRecord(
-            cell=json.loads(row["cell"]),
+            cell=cell,
             trials=[_trial(trial) for trial in trials],
             faults=tuple(Fault(f["arm"], f["check"], f["detail"]) for f in faults),
             failure=row["failure"],
@@ -348,6 +349,9 @@ class Records:
             path=row["path"],
             gather_floor_us=row["floor_us"],
             device_states=[tuple(_DEVICE_STATES.validate_json(state["states"])) for state in states],
+            shares_gpus=any(
+                shared_gpus(launch["ranks"]) for launch in self.launches(sweep_id) if launch["cp_size"] == cell["cp_size"]
+            ),
         )
 
 

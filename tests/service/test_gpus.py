@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import UserError
-from experiments.names import Device
+from experiments.names import Device, Verdict
 from experiments.spec.measurement import PlacementSpec
+from service.judge.judging import is_decided
 from service.report.caveats import caveats
 from service.report.provenance import natures
 from service.report.table import hardware
@@ -16,7 +17,7 @@ from service.run.resources import refuse_what_this_machine_cannot_hold
 from service.run.sweep import load_result
 from service.store.records import Records
 from tests.conftest import make_cell
-from tests.service.synthetic import ENVIRONMENT, make_spec
+from tests.service.synthetic import ENVIRONMENT, home_in, make_spec, make_sweep
 
 
 @pytest.fixture
@@ -70,6 +71,34 @@ def test_a_shared_gpu_is_said_with_every_result(tmp_path):
         if launch == 0:
             assert lines == []
             assert "2 x NVIDIA H100" in hardware(result)
-    assert lines == ["SHARED GPU, cp_size 2: 2 ranks on 1 GPU: right for behaviour; its times are nobody's speed"]
+    assert lines == [
+        "SHARED GPU, cp_size 2: 2 ranks on 1 GPU: right for behaviour; its times are nobody's speed, and are withheld"
+    ]
     assert "SHARED GPU: behaviour, not speed" in natures(result)
+    records.close()
+
+
+def test_a_shared_gpu_has_no_times_and_no_verdict(tmp_path):
+    """What was measured stays in the records; it is counted, and not read."""
+    home, spec = home_in(tmp_path), make_spec()
+    make_sweep(home, spec, "s1")
+    records = Records(home.records)
+    own = load_result(records, "s1")
+    ranks = [
+        {"rank": rank, "node_id": "n", "hostname": "h", "cores": 64, "gpu": "NVIDIA H100", "gpu_uuid": "a"} for rank in range(2)
+    ]
+    records.add_launch("s1", 2, 9, ranks, 1.0)
+    shared = load_result(records, "s1")
+    for before, cell in zip(own.cells, shared.cells, strict=True):
+        assert before.arms[1].verdict is Verdict.FASTER
+        assert not before.shares_gpus
+        assert cell.shares_gpus
+        assert cell.is_measured
+        assert cell.aa is None
+        for arm in cell.arms:
+            assert (arm.comparison, arm.latency, arm.tokens_per_s, arm.gather_p50_us, arm.account) == (None,) * 5
+        assert cell.arms[1].verdict is Verdict.UNRESOLVED
+        assert "shared a GPU" in cell.arms[1].reason
+    assert shared.aa.cells == 0
+    assert all(is_decided(record, spec, 2) for record in records.cells("s1"))
     records.close()
