@@ -39,7 +39,7 @@ types: $(STAMP)
 test: $(STAMP) lint types
 	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
-# As root: ranks in network namespaces, joined by a link that the kernel paces.
+# As root: ranks on links that the kernel paces, and ray_cluster.yaml on three hosts (namespaces) over SSH. Minutes; a missing piece is named.
 test-hosts: $(STAMP)
 	$(BIN)/pytest -m hosts
 

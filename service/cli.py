@@ -12,6 +12,7 @@ from service.calibrate import commands as calibrate
 from service.errors import ExitCode
 from service.exits import complain, exits
 from service.nightly import commands as night
+from service.nightly import housekeeping
 from service.report.destination import refuse_other_than_pictures, refuse_unwritable
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(calibrate.app)
 app.command()(night.nightly)
 app.command()(night.bless)
+app.command()(housekeeping.gc)
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in measurement.launches=5.")
@@ -319,28 +321,40 @@ def sync() -> ExitCode:
 
 @app.command()
 @exits
-def dashboard(port: Annotated[int, typer.Option(help="Port on loopback.", min=1, max=65535)] = 5000) -> ExitCode:
-    """Serves MLflow on loopback over what has been published."""
+def dashboard(
+    port: Annotated[int, typer.Option(help="Port on loopback.", min=1, max=65535)] = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the first view in the browser.")] = False,
+) -> ExitCode:
+    """Serves MLflow on loopback over what has been published, and prints the links of its prepared views."""
     from service.store.dashboard import serve
     from service.store.home import open_home
 
-    serve(open_home(), port)
+    serve(open_home(), port, open_browser=open_browser)
     return ExitCode.FINE
 
 
 @app.command()
 @exits
-def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False) -> ExitCode:
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+    as_prometheus: Annotated[bool, typer.Option("--prometheus", help="As Prometheus' text format on stdout.")] = False,
+) -> ExitCode:
     """Says what runs, how far it is, and what failed last, from the records."""
     import json
 
+    if as_json and as_prometheus:
+        raise UserError("--json, --prometheus: say one of them")
+    from service.prometheus import prometheus_text
     from service.status import status_lines, status_values
     from service.store.home import open_home
     from service.store.records import Records
 
     records = Records(open_home().records)
     try:
-        print(json.dumps(status_values(records), indent=2) if as_json else "\n".join(status_lines(records)))
+        if as_prometheus:
+            print(prometheus_text(status_values(records)), end="")
+        else:
+            print(json.dumps(status_values(records), indent=2) if as_json else "\n".join(status_lines(records)))
     finally:
         records.close()
     return ExitCode.FINE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.errors import UserError
 from service import preflight
 from service.environment import environment
+from service.nightly.overdue import overdue
 from service.preflight import Finding, Level
 from service.run.cluster import ADDRESS_ENV_VAR, probe
 from service.run.resources import count_gpus
@@ -20,7 +22,7 @@ NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "
 
 def examine() -> list[Finding]:
     """All findings, in the order that a run would meet them."""
-    return [*_versions(), *_devices(), *_cluster(), *_store(), *preflight.neighbours()]
+    return [*_versions(), *_devices(), *_cluster(), *_store(), *_nights(), *preflight.neighbours()]
 
 
 def _versions() -> list[Finding]:
@@ -71,6 +73,14 @@ def _store() -> list[Finding]:
     uri = os.environ.get(TRACKING_ENV_VAR)
     findings.append(Finding(Level.OK, "tracking", uri or f"{home.tracking_uri} (embedded)"))
     return findings
+
+
+def _nights() -> list[Finding]:
+    try:
+        lines = overdue(open_home(), datetime.now(UTC).date())
+    except UserError as error:
+        return [Finding(Level.WARNING, "nights", str(error))]
+    return [Finding(Level.WARNING, "nights", line) for line in lines]
 
 
 def _file_system(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from experiments.errors import UserError
 from service.errors import ExitCode, InfrastructureError, SweepKilledError
 
 P = ParamSpec("P")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
@@ -32,8 +34,9 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         except SweepKilledError as error:
             complain("killed", error)
             code = ExitCode.INFRASTRUCTURE
-        except Exception as error:  # a bug of ours, a full disk: never exit code 1, which says "regression"
-            traceback.print_exc()
+        except Exception as error:  # a bug of ours: never exit code 1, which says "regression"
+            if not (isinstance(error, OSError) and error.errno in NO_ROOM):  # a full disk is no bug
+                traceback.print_exc()
             complain("failed", error)
             code = ExitCode.INFRASTRUCTURE
         raise typer.Exit(int(code))

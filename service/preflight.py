@@ -32,7 +32,7 @@ def noise() -> list[Finding]:
 
 
 def governor() -> list[Finding]:
-    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scalinggovernor")
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if not path.exists():
         return []
     governor = path.read_text().strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,9 @@ class Running:
         visits_done: Cells in a launch that are complete, of `visits_planned` (at the most: decided cells stop sooner).
         idle_s: Since its last block; None before the first.
         cluster: The address of the shared cluster whose lease it holds; empty on one of its own.
+        at: The last task that ended: `launch` (from 1), `action`, `cell`; None before the first.
+        ranks: Of the last launch: `rank, hostname, address, gpu, rank_pid`.
+        spent: Of every cell that was begun: `cell_id, label, seconds`, and `gpu_seconds`: seconds times the GPUs that its ranks hold (0 on a CPU).
     """
 
     sweep_id: str
@@ -38,6 +42,9 @@ class Running:
     failed_attempts: int
     idle_s: float | None
     cluster: str
+    at: dict[str, Any] | None
+    ranks: list[dict[str, Any]]
+    spent: list[dict[str, Any]]
 
 
 def running(records: Records) -> list[Running]:
@@ -66,7 +73,43 @@ def _running(records: Records, sweep_id: str) -> Running:
         failed_attempts=len(records.attempts(sweep_id)),
         idle_s=round(time.time() - last_s, 1) if last_s else None,
         cluster="" if cluster.get("is_own", True) else str(cluster["address"]),
+        at=_at(records, sweep_id),
+        ranks=_ranks(records, sweep_id),
+        spent=_spent(records, sweep_id),
     )
+
+
+def _at(records: Records, sweep_id: str) -> dict[str, Any] | None:
+    query = "SELECT cell_id, launch, action FROM spent WHERE sweep_id=? ORDER BY rowid DESC LIMIT 1"
+    row = records.connection.execute(query, (sweep_id,)).fetchone()
+    return {"launch": row["launch"] + 1, "action": row["action"], "cell": row["cell_id"]} if row else None
+
+
+def _ranks(records: Records, sweep_id: str) -> list[dict[str, Any]]:
+    launches = records.launches(sweep_id)
+    last = max(launches, key=lambda launch: launch["started_s"], default=None)
+    names = ("rank", "hostname", "address", "gpu", "rank_pid")
+    return [{name: rank.get(name, "") for name in names} for rank in last["ranks"]] if last else []
+
+
+def _spent(records: Records, sweep_id: str) -> list[dict[str, Any]]:
+    query = (
+        "SELECT cell.cell_id, cell.cell, spent.cp_size, SUM(took_s) AS took_s FROM spent JOIN cell ON cell.sweep_id = spent.sweep_id "
+        "AND cell.cell_id = spent.cell_id WHERE spent.sweep_id=? GROUP BY cell.cell_id ORDER BY cell.position"
+    )
+    gpus = {
+        launch["cp_size"]: len({rank.get("gpu_uuid") for rank in launch["ranks"]} - {None, ""})
+        for launch in records.launches(sweep_id)
+    }
+    return [
+        {
+            "cell_id": row["cell_id"],
+            "label": json.loads(row["cell"]).get("label", ""),
+            "seconds": round(row["took_s"], 3),
+            "gpu_seconds": round(row["took_s"] * gpus.get(row["cp_size"], 0), 3),
+        }
+        for row in records.connection.execute(query, (sweep_id,))
+    ]
 
 
 def last_failures(records: Records) -> list[dict[str, Any]]:
@@ -75,7 +118,7 @@ def last_failures(records: Records) -> list[dict[str, Any]]:
         "SELECT sweep_id, failed_s, cell_id, launch, action, attempt, cause, decision FROM attempt ORDER BY failed_s DESC LIMIT ?"
     )
     rows = [dict(row) for row in records.connection.execute(query, (LAST_FAILURES,))]
-    return [{"at": utc(row.pop("failed_s")), **row} for row in rows]
+    return [{"at": utc(row["failed_s"]), **row} for row in rows]
 
 
 def status_values(records: Records) -> dict[str, Any]:
@@ -83,18 +126,39 @@ def status_values(records: Records) -> dict[str, Any]:
     sweeps = running(records)
     holder = next((sweep for sweep in sweeps if sweep.cluster and sweep.driver), None)
     lease = {"cluster": holder.cluster, "sweep_id": holder.sweep_id, **(holder.driver or {})} if holder else None
-    return {"schema": 1, "running": [asdict(s) for s in sweeps], "lease": lease, "last_failures": last_failures(records)}
+    counts = records.connection.execute("SELECT status, COUNT(*) FROM sweep GROUP BY status").fetchall()
+    return {
+        "schema": 1,
+        "running": [asdict(s) for s in sweeps],
+        "lease": lease,
+        "last_failures": last_failures(records),
+        "sweeps": {row["status"]: row["COUNT(*)"] for row in counts},
+    }
 
 
 def status_lines(records: Records) -> list[str]:
     """For a terminal."""
     values = status_values(records)
-    lines = [_sweep_words(sweep) for sweep in values["running"]] or ["nothing is running"]
+    lines = [line for sweep in values["running"] for line in _sweep_lines(sweep)] or ["nothing is running"]
     if lease := values["lease"]:
         lines.append(f"lease of {lease['cluster']}: sweep {lease['sweep_id']} (pid {lease.get('pid')} on {lease.get('host')})")
     for failure in values["last_failures"]:
         where = f"{failure['sweep_id']} launch {failure['launch'] + 1} {failure['action']} {failure['cell_id']}".rstrip()
         lines.append(f"failed {failure['at']} {where}, attempt {failure['attempt']}: {failure['cause']}: {failure['decision']}")
+    return lines
+
+
+def _sweep_lines(sweep: dict[str, Any]) -> list[str]:
+    lines = [_sweep_words(sweep)]
+    if at := sweep["at"]:
+        lines.append(f"  last done: launch {at['launch']}: {at['action']} {at['cell']}".rstrip())
+    if sweep["ranks"]:
+        lines.append(
+            "  ranks: "
+            + ", ".join(f"{r['rank']} on {r['hostname']} ({r['address']}) {r['gpu']}".rstrip() for r in sweep["ranks"])
+        )
+    if any(cell["gpu_seconds"] for cell in sweep["spent"]):
+        lines.append("  GPU-seconds: " + ", ".join(f"{cell['label']} {cell['gpu_seconds']:.0f}" for cell in sweep["spent"]))
     return lines
 
 

@@ -7,6 +7,7 @@ collective, or dead, never takes its owner along.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -20,10 +21,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from workers.collective_log import blank, keep_in, read_progress
 from workers.messages import Answer, Ping, Request
+from workers.standing import ProcessState, Standing, is_stopped
 
 _launching = threading.Lock()
 """A launch changes the environment and the main module for a moment; hosts of one process take turns."""
+
+_PR_SET_PDEATHSIG = 1
 
 PRELOAD = ["torch", "torch.distributed", "workers.rank"]
 
@@ -40,6 +45,8 @@ class RankHost:
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
         self._stacks = Path(tempfile.mkstemp(prefix="cplab-stacks-")[1])
+        self._collectives = Path(tempfile.mkstemp(prefix="cplab-collectives-")[1])
+        self._witness: Connection | None = None
         self._asking = threading.Lock()
 
     def launch(self, import_paths: Sequence[str] = (), timeout_s: float = 60) -> int:
@@ -50,14 +57,18 @@ class RankHost:
         """
         self.kill()
         self._context.set_forkserver_preload(PRELOAD)
+        blank(self._collectives)
         ours, theirs = self._context.Pipe()
+        self._witness, testifying = self._context.Pipe()
+        files = (str(self._stacks), str(self._collectives))
         with _launching, _environment_of_the_server(), _without_main_module():
             process = self._context.Process(
-                target=_serve, args=(theirs, str(self._stacks), tuple(import_paths)), name="cplab-rank", daemon=True
+                target=_serve, args=(theirs, testifying, *files, tuple(import_paths)), name="cplab-rank", daemon=True
             )
             process.start()
         self._process = process  # once it can be killed: another thread may want to at any time
         theirs.close()
+        testifying.close()
         self._connection = ours
         assert self._process.pid is not None
         if self._connection not in wait([self._connection, self._process.sentinel], timeout_s):
@@ -91,9 +102,23 @@ class RankHost:
                 process.join(1)
                 raise RankLostError(_obituary(process)) from None
         if not ready:
-            raise RankLostError(f"no answer to {type(request).__name__} within {timeout_s:g} s")
+            state = f"; the rank process {process.pid} is stopped" if process.pid and is_stopped(process.pid) else ""
+            raise RankLostError(f"no answer to {type(request).__name__} within {timeout_s:g} s{state}")
         process.join(1)
         raise RankLostError(_obituary(process))
+
+    def standing(self, wait_s: float = 1.0) -> Standing:
+        """How the rank stands, whatever it does; takes about `wait_s` where it does not say so itself."""
+        process, progress = self._process, read_progress(self._collectives)
+        if process is None or process.pid is None:
+            return Standing(ProcessState.DEAD, "no rank process was launched")
+        if not process.is_alive():
+            return Standing(ProcessState.DEAD, _obituary(process), progress)
+        if is_stopped(process.pid):
+            return Standing(ProcessState.STOPPED, f"the rank process {process.pid} is stopped", progress)
+        stack = self.stack(wait_s / 2)
+        said, record = self._testimony(wait_s / 2)
+        return Standing(ProcessState.ALIVE, "", progress, stack or said, record)
 
     def stack(self, wait_s: float = 0.5) -> str:
         """Where every thread of the living rank stands; empty when it is dead or frozen."""
@@ -109,19 +134,34 @@ class RankHost:
                 return text
         return ""
 
+    def _testimony(self, wait_s: float) -> tuple[str, str]:
+        """(stacks, NCCL's flight record) by a thread of the rank; empty when nothing comes."""
+        try:
+            if self._witness is None:
+                return "", ""
+            self._witness.send("")
+            if self._witness.poll(wait_s):
+                stacks, record = self._witness.recv()
+                return str(stacks), str(record)
+        except (EOFError, OSError):
+            pass
+        return "", ""
+
     def kill(self) -> None:
         """Ends the rank process, whatever it is doing."""
         if self._process is not None:
             self._process.kill()
             self._process.join(5)
             self._process.close() if not self._process.is_alive() else None
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
+        for connection in (self._connection, self._witness):
+            if connection is not None:
+                connection.close()
+        self._process = self._connection = self._witness = None
 
     def close(self) -> None:
         self.kill()
         self._stacks.unlink(missing_ok=True)
+        self._collectives.unlink(missing_ok=True)
 
 
 def _obituary(process: ForkServerProcess) -> str:
@@ -131,11 +171,14 @@ def _obituary(process: ForkServerProcess) -> str:
     return f"the rank process {process.pid} ended with exit code {code}"
 
 
-def _serve(connection: Connection, stacks: str, import_paths: tuple[str, ...]) -> None:
+def _serve(connection: Connection, witness: Connection, stacks: str, collectives: str, import_paths: tuple[str, ...]) -> None:
     """The rank process: answers until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the controller's to handle
+    _die_with_fork_server()
+    keep_in(Path(collectives))
     faulthandler.register(signal.SIGUSR1, file=open(stacks, "a"), all_threads=True)  # noqa: SIM115  (lives as long as the process)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_testify, args=(witness,), daemon=True).start()
     sys.path[:0] = [path for path in import_paths if path not in sys.path]
     from workers.rank import CPRank
 
@@ -151,6 +194,35 @@ def _serve(connection: Connection, stacks: str, import_paths: tuple[str, ...]) -
             connection.send(answer)
         except (BrokenPipeError, OSError):
             os._exit(0)
+
+
+def _die_with_fork_server() -> None:
+    """By the kernel's hand: also a rank that is stopped, which no thread of its own could end. The server ends with its owner, once no child of it
+    holds the writing end of the pipe that it watches, which every child inherits."""
+    from multiprocessing import forkserver
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    server = getattr(forkserver, "_forkserver", None)
+    held = getattr(server, "_forkserver_alive_fd", None)
+    if isinstance(held, int):
+        os.close(held)
+        server._forkserver_alive_fd = None  # type: ignore[union-attr]
+
+
+def _testify(witness: Connection) -> None:
+    """Says on request where this process stands, while its main thread may be stuck. The record is torch's JSON; its pickled form is never read."""
+    from workers.flight_recorder import flight_record
+
+    while True:
+        try:
+            witness.recv()
+            with tempfile.TemporaryFile("w+") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+                file.seek(0)
+                stacks = file.read()
+            witness.send((stacks, flight_record()))
+        except (EOFError, OSError):
+            return
 
 
 def _die_with_parent() -> None:

@@ -13,6 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
+from workers import collective_log
 from workers.affinity import settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
 from workers.fabrics.gpus import boot_id, gpu_uuid, wait_for_mps
@@ -60,6 +61,7 @@ class CPRank:
 
     def answer(self, request: Request) -> Answer:
         """Does what is asked."""
+        collective_log.log.doing(type(request).__name__)
         try:
             match request:
                 case OpenStore():
@@ -81,7 +83,8 @@ class CPRank:
         except UserError as error:
             return RankFault("user", str(error), "")
         except Exception as error:  # the rank outlives its errors; the controller decides what they mean
-            return RankFault("rank", f"{type(error).__name__}: {error}", traceback.format_exc())
+            first_line = str(error).partition("\n")[0]  # CUDA's errors are followed by advice
+            return RankFault("rank", f"{type(error).__name__}: {first_line}", traceback.format_exc())
         raise AssertionError(f"a rank is not asked {type(request).__name__}")
 
     def _open_store(self, request: OpenStore) -> StoreOpen:
@@ -165,6 +168,7 @@ class CPRank:
 
     def _trial(self, cell: PreparedCell, order: TrialOrder) -> tuple[TrialRow, Fault | None]:
         variant = Variant.parse(order.variant)
+        collective_log.log.doing(f"RunBlock, arm {order.variant}")
         index = cell.next_input()
         cell.correct(order.step, index, cell.settings_of[variant.arm])  # made on first use, and not inside what is timed
         outcome = run_arm(cell, variant, order.step, index, cell.cell.scope)

@@ -8,6 +8,8 @@ Legend: T rows on this rank, S step tokens, K top-k.
 
 from __future__ import annotations
 
+import torch
+
 from experiments.names import AA_ARM, Device, Scope
 from experiments.spec.measurement import VerifySpec
 from workers.digest import digest
@@ -40,8 +42,8 @@ def run_arm(cell: PreparedCell, variant: Variant, step: int, index: int, scope: 
     """
     try:
         return cell.run(variant, step, index, scope)
-    except TimeoutError:
-        raise
+    except (TimeoutError, torch.AcceleratorError):
+        raise  # what a GPU reports may be its arm's doing, or what a peer that died has left behind
     except RuntimeError as error:
         # A collective that fails is no arm's fault; torch gives both the same type.
         if "gloo" in str(error).lower() or "nccl" in str(error).lower() or "connection" in str(error).lower():

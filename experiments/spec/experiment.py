@@ -18,7 +18,8 @@ from experiments.spec.chain import ChainSpec
 from experiments.spec.dims import DimsSpec, dims_by_name
 from experiments.spec.eligibility import why_not
 from experiments.spec.fabric import FabricSpec, fabrics_by_name
-from experiments.spec.measurement import MeasurementSpec, PlacementSpec, VerifySpec
+from experiments.spec.measurement import MeasurementSpec, VerifySpec
+from experiments.spec.placement import PlacementSpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
 from experiments.workload.grid import GridWorkload
@@ -169,6 +170,17 @@ class ExperimentSpec(BaseModel):
                 raise ValueError(
                     f"arms.{name}.payload fp8: scope qk ends with bf16 keys, which never exist there: use key_ready or indexer"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit_placement(self) -> Self:
+        kinds = {fabric.kind for fabric in self.cells.fabric}
+        sizes = set(self.cells.cp_size if kinds != {FabricKind.ONE_RANK} else ()) | (
+            {1} if FabricKind.ONE_RANK in kinds else set()
+        )
+        for num_ranks in sorted(sizes):
+            if reason := self.placement.why_not(num_ranks):
+                raise ValueError(f"placement.{reason}: change it, or cells.cp_size")
         return self
 
     @property

@@ -71,15 +71,3 @@ class VerifySpec(BaseModel):
     """Injected before the gather in one verification run per arm: a missing wait then reads the poison."""
     logits_mib: int = Field(256, ge=1, le=1 << 20)
     """Bound on the memory of a chunk of logits, mebibytes."""
-
-
-class PlacementSpec(BaseModel):
-    """Where ranks go."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    strategy: str = Field("PACK", pattern="^(PACK|SPREAD|STRICT_PACK|STRICT_SPREAD)$")
-    cpus_per_rank: float = Field(1.0, gt=0, le=1024)
-    """Ray CPUs that a rank reserves. Below 1 ranks share cores: right for tests of behaviour, wrong for speed."""
-    gpus_per_rank: float = Field(1.0, gt=0, le=1)
-    """Ray GPUs that a rank reserves on device cuda. Below 1 ranks share a GPU: right for tests of behaviour, and every result says so."""

@@ -11,7 +11,7 @@ from service.history.series import History, NightPoints, histories_of, points_of
 from service.history.store import NightStore
 from service.machine import code_of, differences, machine_of
 from service.run.sweep import load_judged
-from service.store.records import Records
+from service.store.records import SAMPLES_REMOVED, Records
 
 NIGHT = "night"
 """The key of a sweep's environment that makes it a night: YYYY-MM-DD, perhaps with a suffix."""
@@ -41,8 +41,18 @@ def histories(records: Records, store: NightStore, nights: list[Night]) -> list[
     return histories_of([_points(records, store, night) for night in nights])
 
 
+def keep_points(records: Records, store: NightStore, sweep_id: str) -> None:
+    """Works out a night's points while its samples are there; nothing for a sweep that stands for no night under this methodology."""
+    row = records.sweep(sweep_id)
+    night = row["environment"].get(NIGHT)
+    if night and row["status"] == SweepStatus.FINISHED and row["methodology_version"] == METHODOLOGY_VERSION:
+        _points(records, store, Night(str(night), sweep_id))
+
+
 def _points(records: Records, store: NightStore, night: Night) -> NightPoints:
     known = store.points(night.sweep_id)
+    if known is None and records.sweep(night.sweep_id)["environment"].get(SAMPLES_REMOVED):
+        return NightPoints(night.night, night.sweep_id, ())
     if known is None:
         known = points_of(load_judged(records, night.sweep_id), night.night)
         store.keep_points(known)

@@ -1,6 +1,6 @@
 """The nights' own file under CPLAB_HOME: points worked out once, how nights ended, who was told, what was blessed.
 
-Nothing in it was measured: without it the points are worked out again from the records.
+Nothing in it was measured: without it the points are worked out again from the records, except of nights whose samples `cplab gc` has removed.
 """
 
 from __future__ import annotations
@@ -120,6 +120,13 @@ class NightStore:
             ),
         )
 
+    def outcomes(self) -> list[Outcome]:
+        """Of every night of every experiment."""
+        rows = self._db.execute(
+            "SELECT experiment, night, sweep_id, status, exit_code, summary FROM outcome ORDER BY experiment, night"
+        )
+        return [Outcome(row[0], row[1], row[2], row[3], row[4], json.loads(row[5])) for row in rows]
+
     def is_told(self, experiment: str, night: str) -> bool:
         """Whether the night's one message was taken."""
         query = "SELECT delivered_s FROM message WHERE experiment=? AND night=?"
@@ -147,6 +154,10 @@ class NightStore:
             "SELECT night, sweep_id, why, who, blessed_s FROM blessing WHERE experiment=? ORDER BY id DESC", (experiment,)
         )
         return [Blessing(*row) for row in rows]
+
+    def blessed_sweeps(self) -> set[str]:
+        """Every sweep of the log, of any experiment: also those that the tag has left."""
+        return {str(row[0]) for row in self._db.execute("SELECT sweep_id FROM blessing")}
 
 
 def _row_of(values: list[Any], night: str, sweep_id: str) -> tuple[Key, str, Point]:

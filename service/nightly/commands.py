@@ -44,6 +44,7 @@ def nightly(
     again: Annotated[
         bool, typer.Option("--again", help="Measure a night that is there once more; the later one stands.")
     ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while another run has the cluster, instead of failing.")] = False,
 ) -> ExitCode:
     """Measures one night, reads it beside the nights before, and says what moved, since when, and who is to be asked."""
     refuse_unwritable(("--json", json_file))
@@ -61,7 +62,7 @@ def nightly(
     home = open_home()
 
     def measure(planned: ExperimentSpec, extra: Mapping[str, Any]) -> SweepResult:
-        return _measure(planned, home, extra)
+        return _measure(planned, home, extra, wait)
 
     try:
         with lease(home):
@@ -71,6 +72,8 @@ def nightly(
             print(done.text, end="")
             if json_file is not None:
                 json_file.write_text(json_text(done.outcome.summary), encoding="utf-8")
+            if done.is_new and done.outcome.sweep_id:
+                _publish(home, done.outcome.sweep_id)
             if told := tell(home, done, receiver, On(on)):
                 print(told)
     except LeaseTakenError as taken:
@@ -80,21 +83,26 @@ def nightly(
     return ExitCode(done.outcome.exit_code)
 
 
-def _measure(experiment: ExperimentSpec, home: Home, extra: Mapping[str, Any]) -> SweepResult:
-    """Runs, prints, publishes; a tracker that is down costs a warning."""
+def _measure(experiment: ExperimentSpec, home: Home, extra: Mapping[str, Any], wait: bool) -> SweepResult:
     from service.report.terminal import print_result
     from service.run.sweep import run_sweep
+
+    result = run_sweep(experiment, home, lambda line: print(line, flush=True), extra_environment=extra, wait=wait)
+    print_result(result)
+    return result
+
+
+def _publish(home: Home, sweep_id: str) -> None:
+    """Once the night is read: how it ended is part of what is published. A tracker that is down costs a warning."""
+    from service.run.sweep import load_result
     from service.store.records import Records
     from service.store.tracking import publish
 
-    result = run_sweep(experiment, home, lambda line: print(line, flush=True), extra_environment=extra)
-    print_result(result)
     with contextlib.closing(Records(home.records)) as records:
         try:
-            publish(records, result.sweep_id, result, home)
+            publish(records, sweep_id, load_result(records, sweep_id), home)
         except Exception as error:  # whatever ails a tracker, the night stands
             complain("warning", f"not published, `cplab sync` does it later: {type(error).__name__}: {error}")
-    return result
 
 
 def _refuse_long(experiment: ExperimentSpec, budget_min: float) -> None:

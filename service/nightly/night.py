@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.spec.experiment import ExperimentSpec
-from service.errors import ExitCode
+from service.errors import ExitCode, SweepKilledError
 from service.history.nights import NIGHT, environment_differences, histories, nights_of
 from service.history.store import NightStore, Outcome
 from service.history.suspect import Finding, Reading, read_night
@@ -114,11 +114,14 @@ def hold_night(spec: ExperimentSpec, home: Home, night: str, measure: Measure, a
 
 
 def _measured(spec: ExperimentSpec, night: str, measure: Measure) -> tuple[SweepResult | None, str, ExitCode | None]:
-    """The sweep, or why there is none. A night that could not be measured is told like any other."""
+    """The sweep, or why there is none. A night that could not be measured is told like any other, also one that somebody or a deadline ended:
+    the sweep's own watch ends us some seconds after the signal, whatever we are at."""
     try:
         result = measure(spec, {NIGHT: night})
     except UserError as error:
         return None, str(error), ExitCode.USER_ERROR
+    except SweepKilledError as killed:
+        return None, str(killed), ExitCode.INFRASTRUCTURE
     except Exception as error:
         return None, f"{type(error).__name__}: {error}", ExitCode.INFRASTRUCTURE
     return result, result.failure, None

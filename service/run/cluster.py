@@ -15,7 +15,8 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import Cell
-from experiments.spec.measurement import PlacementSpec
+from experiments.spec.placement import PlacementSpec
+from service.run.placement import Node, refuse_unplaceable
 from service.store.home import HOME_ENV_VAR, is_explicit
 
 ADDRESS_ENV_VAR = "RAY_ADDRESS"
@@ -31,21 +32,21 @@ class Cluster:
         is_own: Ours: it came with this run and goes with it.
         address: What RAY_ADDRESS said; empty for our own.
         cpus: Ray CPUs that it has in all.
-        nodes: (hostname, CPUs) of every living node.
+        nodes: The living ones.
         gpus: Ray GPUs that it has in all.
     """
 
     is_own: bool
     address: str
     cpus: float
-    nodes: tuple[tuple[str, float], ...]
+    nodes: tuple[Node, ...]
     gpus: float = 0.0
 
     @property
     def words(self) -> str:
         """The first line that a run prints."""
         what = "a local cluster of this run's own" if self.is_own else f"the cluster at {self.address} ({ADDRESS_ENV_VAR})"
-        hosts = ", ".join(name for name, _ in self.nodes)
+        hosts = ", ".join(node.hostname for node in self.nodes)
         return f"Ray: {what}: {len(self.nodes)} node{'s' * (len(self.nodes) != 1)} ({hosts}), {self.cpus:g} CPUs" + (
             f", {self.gpus:g} GPUs" if self.gpus else ""
         )
@@ -128,23 +129,38 @@ def _runtime_env() -> dict[str, Any] | None:
 
 
 def _describe(ray: Any, address: str) -> Cluster:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     if address and not is_explicit():
         here = ray.get_runtime_context().get_node_id()
-        head = next((node["NodeID"] for node in nodes if "node:__internal_head__" in node["Resources"]), here)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        head = next((node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"]), here)
         if here != head:
             raise UserError(
                 f"{HOME_ENV_VAR}: this driver does not run on the head node: say where its records go by setting {HOME_ENV_VAR}"
             )
-    cpus = [(str(node["NodeManagerHostname"]), float(node["Resources"].get("CPU", 0))) for node in nodes]
-    gpus = sum(float(node["Resources"].get("GPU", 0)) for node in nodes)
-    return Cluster(not address, address, sum(c for _, c in cpus), tuple(cpus), gpus)
+    nodes = living_nodes(ray)
+    return Cluster(not address, address, sum(node.cpus for node in nodes), nodes, sum(node.gpus for node in nodes))
+
+
+def living_nodes(ray: Any) -> tuple[Node, ...]:
+    """Of the connected cluster."""
+    return tuple(
+        Node(
+            node_id=str(node["NodeID"]),
+            hostname=str(node["NodeManagerHostname"]),
+            address=str(node["NodeManagerAddress"]),
+            cpus=float(node["Resources"].get("CPU", 0)),
+            gpus=float(node["Resources"].get("GPU", 0)),
+            labels=dict(node.get("Labels", {})),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def refuse_if_too_small(cluster: Cluster, cells: Sequence[Cell], placement: PlacementSpec) -> None:
     """
     Raises:
-        UserError: The cell with most ranks does not fit, whatever else runs.
+        UserError: The cell with most ranks does not fit, or one not where it is asked to lie, whatever else runs.
     """
     ranks, cpus_per_rank, gpus_per_rank = max(cell.num_ranks for cell in cells), placement.cpus_per_rank, placement.gpus_per_rank
     if cells[0].device is Device.CUDA and ranks * gpus_per_rank > cluster.gpus:
@@ -164,3 +180,4 @@ def refuse_if_too_small(cluster: Cluster, cells: Sequence[Cell], placement: Plac
             f"cells.cp_size: {ranks} ranks x {cpus_per_rank:g} CPU need {needed:g} CPUs, the cluster has {cluster.cpus:g}: "
             f"at most cp_size {fits}, or a smaller placement.cpus_per_rank (ranks then share cores)"
         )
+    refuse_unplaceable(cluster.nodes, [cell.num_ranks for cell in cells], placement, cells[0].device)

@@ -12,6 +12,7 @@ from service.run.rank_group import RankGroup, Whereabouts
 from service.run.resources import refuse_more_ranks_than_gpus
 from workers.host import RankHost
 from workers.messages import Answer, Request
+from workers.standing import Standing
 
 
 class LocalRank:
@@ -29,8 +30,8 @@ class LocalRank:
     def ask(self, request: Request, timeout_s: float) -> Future[Answer]:
         return self._threads.submit(self._host.ask, request, timeout_s)
 
-    def stack(self) -> Future[str]:
-        return self._threads.submit(self._host.stack)
+    def standing(self) -> Future[Standing]:
+        return self._threads.submit(self._host.standing)
 
     def kill_rank(self) -> Future[None]:
         return self._threads.submit(self._host.kill)

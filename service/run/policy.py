@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from service.run.rank_group import GroupLostError
+from service.run.blame import GroupLostError
 from service.run.tasks import Task
 
 

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from experiments.names import Device
-from workers.messages import Answer, Joined, JoinGroup, OpenStore, RankFault, Request, StoreOpen
+from service.run.blame import Failure, GroupLostError, culprit, failure_of
+from workers.messages import Answer, Joined, JoinGroup, OpenStore, Request, StoreOpen
+from workers.standing import Standing
+
+__all__ = ["GroupLostError", "RankGroup", "RankHandle", "Whereabouts"]
 
 REPLY_GRACE_S = 5.0
 """How much longer the controller waits than the rank's own owner: the owner knows the cause, so it should speak first."""
@@ -29,6 +35,8 @@ class Whereabouts:
     cores: int
     pid: int
     niceness: int
+    gpus: tuple[str, ...] = ()
+    """Ray's names of the GPUs that it reserved there."""
 
 
 class RankHandle(Protocol):
@@ -40,7 +48,7 @@ class RankHandle(Protocol):
 
     def ask(self, request: Request, timeout_s: float) -> Future[Answer]: ...
 
-    def stack(self) -> Future[str]: ...
+    def standing(self) -> Future[Standing]: ...
 
     def kill_rank(self) -> Future[None]: ...
 
@@ -50,44 +58,12 @@ class RankHandle(Protocol):
 
 
 BLAME_S = 1.0
+EVIDENCE_S = 4.0
+"""For the owners' answers on how their ranks stand; a dead node's does not come."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One rank's failure."""
-
-    rank: int
-    cause: str
-    fault: RankFault | None = None
-
-    @property
-    def blame(self) -> int:
-        """The likelier the cause and not the effect, the lower: an arm's own error, a dead rank, then a broken collective."""
-        if self.fault is None:
-            return 1
-        return 0 if self.fault.kind in ("schedule", "user") else 2
-
-
-def _failure(rank: int, future: Future[Any]) -> Failure | None:
-    """How a future failed; None when it did not, or is not done."""
-    if not future.done():
-        return None
-    error = future.exception()
-    if error is not None:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # Ray puts the actor's traceback before the cause.
-        return Failure(rank, lines[-1] if lines else type(error).__name__)
-    answer = future.result()
-    return Failure(rank, answer.message, answer) if isinstance(answer, RankFault) else None
-
-
-class GroupLostError(Exception):
-    """A rank failed, and the group was ended with it. Says which rank, on which node, and why."""
-
-    def __init__(self, message: str, evidence: str = "", fault: RankFault | None = None) -> None:
-        super().__init__(message)
-        self.evidence = evidence
-        self.fault = fault
+def _put(done: SimpleQueue[int], rank: int, _: Future[Any]) -> None:
+    done.put(rank)
 
 
 class RankGroup:
@@ -160,39 +136,38 @@ class RankGroup:
 
     def _collect(self, futures: list[Future[Any]], timeout_s: float, doing: str) -> list[Any]:
         deadline_s = time.monotonic() + timeout_s + REPLY_GRACE_S
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, max(0.0, deadline_s - time.monotonic()), FIRST_COMPLETED)
-            if not done:
-                silent = Failure(next(r for r, f in enumerate(futures) if f in pending), "gave no sign of life in time")
-                self._give_up(silent, doing)
-            if any(_failure(0, future) for future in done):
+        done: SimpleQueue[int] = SimpleQueue()
+        for rank, future in enumerate(futures):
+            future.add_done_callback(partial(_put, done, rank))  # waiting on all for each would be quadratic in ranks
+        for _ in futures:
+            try:
+                rank = done.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            except Empty:
+                silent = next(rank for rank, future in enumerate(futures) if not future.done())
+                self._give_up([Failure(silent, "gave no sign of life in time", is_late=True)], doing)
+            if failure_of(rank, futures[rank]) is not None:
                 # A rank that dies breaks its peers' gathers, and theirs may be the first word: hear who else fails before blaming one.
-                wait(pending, BLAME_S)
-                failures = [f for f in (_failure(rank, future) for rank, future in enumerate(futures)) if f]
-                self._give_up(min(failures, key=lambda failure: failure.blame), doing)
+                wait(futures, BLAME_S)
+                self._give_up([f for f in (failure_of(rank, future) for rank, future in enumerate(futures)) if f], doing)
         return [future.result() for future in futures]
 
-    def _give_up(self, failure: Failure, doing: str) -> None:
-        evidence = self._evidence()
+    def _give_up(self, failures: Sequence[Failure], doing: str) -> None:
+        standings = self._standings()
         self.kill_ranks()
+        failure = culprit(failures, standings)
         where, fault = self.handles[failure.rank].where, failure.fault
         arm = f", arm {fault.arm!r}" if fault and fault.arm else ""
-        if fault and fault.trace:
-            evidence = f"{fault.trace}\n{evidence}"
+        texts = [f"rank {rank}: {'its owner does not answer' if s is None else s.text}" for rank, s in enumerate(standings)]
+        evidence = "\n".join([fault.trace, *texts] if fault and fault.trace else texts)
         raise GroupLostError(
             f"rank {failure.rank} on {where.hostname} ({where.address}){arm}: {failure.cause} [{doing}]", evidence, fault
         )
 
-    def _evidence(self) -> str:
-        """Stacks of the living ranks: who waits where."""
-        stacks = [handle.stack() for handle in self.handles]
-        wait(stacks, 3)
-        texts = []
-        for rank, future in enumerate(stacks):
-            if future.done() and future.exception() is None and future.result():
-                texts.append(f"rank {rank}:\n{future.result()}")
-        return "\n".join(texts)
+    def _standings(self) -> list[Standing | None]:
+        """How every rank stands; None where the owner does not say."""
+        futures = [handle.standing() for handle in self.handles]
+        wait(futures, EVIDENCE_S)
+        return [future.result() if future.done() and future.exception() is None else None for future in futures]
 
     def kill_ranks(self) -> None:
         """Ends every rank process; their owners live on."""

@@ -1,4 +1,4 @@
-"""Ranks under Ray: one actor in a placement group for each, ordered by (node, device). An actor owns its rank and always answers."""
+"""Ranks under Ray: one actor in a placement group for each, ordered by where they came to lie. An actor owns its rank and always answers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from concurrent.futures import Future
 from typing import Any
 
 from experiments.names import Device
-from experiments.spec.measurement import PlacementSpec
+from experiments.spec.placement import PlacementSpec
 from service.errors import InfrastructureError
+from service.run.cluster import living_nodes
+from service.run.placement import bundles_of, rank_order, refuse_other_than_asked
 from service.run.rank_group import RankGroup, Whereabouts
 from workers.host import RankHost
 from workers.messages import Answer, Request
+from workers.standing import Standing
 
 
 class RankOwner:
@@ -27,7 +30,8 @@ class RankOwner:
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         self._host = RankHost()
 
-    def where(self) -> Whereabouts:
+    def where(self, interfaces: tuple[str, ...] = ()) -> Whereabouts:
+        """`interfaces`: the first of these that the node has; the one of its address when there are none to choose from."""
         import ray
 
         address = ray.util.get_node_ip_address()
@@ -35,10 +39,11 @@ class RankOwner:
             node_id=ray.get_runtime_context().get_node_id(),
             hostname=socket.gethostname(),
             address=address,
-            interface=_interface_of(address),
+            interface=_interface_of(address, interfaces),
             cores=len(os.sched_getaffinity(0)),
             pid=os.getpid(),
             niceness=os.getpriority(os.PRIO_PROCESS, 0),
+            gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()),
         )
 
     def launch(self, import_paths: tuple[str, ...]) -> int:
@@ -47,8 +52,8 @@ class RankOwner:
     def ask(self, request: Request, timeout_s: float) -> Answer:
         return self._host.ask(request, timeout_s)
 
-    def stack(self) -> str:
-        return self._host.stack()
+    def standing(self) -> Standing:
+        return self._host.standing()
 
     def kill_rank(self) -> None:
         self._host.kill()
@@ -66,8 +71,8 @@ class RayRank:
     def ask(self, request: Request, timeout_s: float) -> Future[Answer]:
         return self._actor.ask.remote(request, timeout_s).future()  # type: ignore[no-any-return]
 
-    def stack(self) -> Future[str]:
-        return self._actor.stack.remote().future()  # type: ignore[no-any-return]
+    def standing(self) -> Future[Standing]:
+        return self._actor.standing.remote().future()  # type: ignore[no-any-return]
 
     def kill_rank(self) -> Future[None]:
         return self._actor.kill_rank.remote().future()  # type: ignore[no-any-return]
@@ -97,14 +102,19 @@ def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float, device: 
 
     Raises:
         InfrastructureError: The cluster did not give the resources, or an actor did not come up, in `timeout_s`.
+        PlacementError: The actors do not lie where `placement` says.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     num_gpus = placement.gpus_per_rank if device is Device.CUDA else 0
-    bundles = [{"CPU": placement.cpus_per_rank, **({"GPU": num_gpus} if num_gpus else {})} for _ in range(cp_size)]
-    reserved = placement_group(bundles, strategy=placement.strategy)
+    bundles = bundles_of(cp_size, placement, device)
+    reserved = placement_group(
+        list(bundles.resources),
+        strategy=bundles.strategy,
+        bundle_label_selector=[bundles.labels] * len(bundles.ranks) if bundles.labels else None,
+    )
     actors: list[Any] = []
     try:
         if not reserved.wait(timeout_s):
@@ -114,12 +124,14 @@ def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float, device: 
                 f"the cluster gave no placement for {cp_size} ranks x {' and '.join(f'{each:g} {name}' for name, each in names.items())} "
                 f"within {timeout_s:g} s ({', '.join(f'{free.get(name, 0):g} {name}' for name in names)} free)"
             )
-        # Two threads: one may wait on the rank while the other asks for its stack or ends it.
+        # Several threads: one may wait on the rank while others ask how it stands or end it.
         remote = ray.remote(num_cpus=placement.cpus_per_rank, num_gpus=num_gpus, max_restarts=0, max_concurrency=4)(RankOwner)
-        for index in range(cp_size):
+        for index in (bundle for bundle, ranks in enumerate(bundles.ranks) for _ in range(ranks)):
             strategy = PlacementGroupSchedulingStrategy(placement_group=reserved, placement_group_bundle_index=index)
             actors.append(remote.options(scheduling_strategy=strategy).remote())
-        places = ray.get([actor.where.remote() for actor in actors], timeout=timeout_s)
+        places = ray.get([actor.where.remote(placement.interfaces) for actor in actors], timeout=timeout_s)
+        order = rank_order(places)
+        refuse_other_than_asked([places[index] for index in order], living_nodes(ray), placement, device)
     except BaseException as error:
         for actor in actors:
             ray.kill(actor)
@@ -129,28 +141,15 @@ def ray_group(cp_size: int, placement: PlacementSpec, timeout_s: float, device: 
         if isinstance(error, ray.exceptions.RayError):
             raise InfrastructureError(f"a rank actor did not come up: {' '.join(str(error).split())[:400]}") from None
         raise
-    handles = [RayRank(actor, where) for actor, where in zip(actors, places, strict=True)]
-    return RayRankGroup(in_rank_order(handles), reserved)
+    return RayRankGroup([RayRank(actors[index], places[index]) for index in order], reserved)
 
 
-def in_rank_order(handles: Sequence[RayRank]) -> list[RayRank]:
-    """Ranks of a node are consecutive: nodes by address, actors of a node in the order of their processes.
-
-    Bundles of a placement group come in no order of nodes (ray#51117): ranks 0 1 2 3 on nodes a b a b would put every
-    neighbour across the network.
-    """
-    return sorted(handles, key=lambda handle: (_address_key(handle.where.address), handle.where.node_id, handle.where.pid))
-
-
-def _address_key(address: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in address.split("."))
-
-
-def _interface_of(address: str) -> str:
-    """The network interface that holds this node's address; loopback when none says so."""
+def _interface_of(address: str, wanted: Sequence[str]) -> str:
+    """The first of the wanted interfaces that is here, empty when none is; with none wanted the one that holds this node's address, loopback when
+    none says so."""
     import psutil
 
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in addresses):
-            return str(name)
-    return "lo"
+    present = psutil.net_if_addrs()
+    if wanted:
+        return next((name for name in wanted if name in present), "")
+    return next((str(name) for name, found in present.items() if any(entry.address == address for entry in found)), "lo")

@@ -12,8 +12,9 @@ import psutil
 from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import Cell
-from experiments.spec.measurement import PlacementSpec
+from experiments.spec.placement import PlacementSpec
 from service.run.cluster import ADDRESS_ENV_VAR, Cluster, refuse_if_too_small
+from service.run.placement import Node, PlacementError
 
 
 def count_gpus() -> int:
@@ -64,7 +65,12 @@ def refuse_what_this_machine_cannot_hold(cells: Sequence[Cell], placement: Place
     if os.environ.get(ADDRESS_ENV_VAR):
         return
     cpus = len(os.sched_getaffinity(0))
-    machine = Cluster(True, "", cpus, ((socket.gethostname(), cpus),), count_gpus() if cells[0].device is Device.CUDA else 0)
+    gpus = count_gpus() if cells[0].device is Device.CUDA else 0
+    if placement.node_labels:
+        raise PlacementError(
+            f"placement.node_labels: a cluster of this run's own has no labelled nodes: drop the key, or set {ADDRESS_ENV_VAR} to a cluster that has"
+        )
+    machine = Cluster(True, "", cpus, (Node("", socket.gethostname(), "127.0.0.1", cpus, gpus),), gpus)
     refuse_if_too_small(machine, cells, placement)
     if cells[0].device is Device.CUDA:
         refuse_to_share_unready(max(cell.num_ranks for cell in cells), placement.gpus_per_rank)

@@ -12,7 +12,7 @@ from service.machine import code_of, differences, machine_of
 from service.run.reproduction import stored_spec
 from service.run.tasks import Action, Visit
 from service.store.claim import claimant
-from service.store.records import Records
+from service.store.records import SAMPLES_REMOVED, Records
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ def resumption(records: Records, word: str, given: ExperimentSpec | None = None)
         )
     if row["status"] == SweepStatus.FINISHED:
         raise UserError(f"SWEEP: {sweep_id} is FINISHED: nothing of it is missing; `cplab report {sweep_id}` shows it")
+    if removed := row["environment"].get(SAMPLES_REMOVED):
+        raise UserError(
+            f"SWEEP: the samples of {sweep_id} were removed on {removed} (`cplab gc`): run its spec as a new sweep (cplab reproduce)"
+        )
     if given is not None and given.spec_hash != row["spec_hash"]:
         raise UserError(
             f"SWEEP: {sweep_id} began with spec {row['spec_hash']}, SPEC is {given.spec_hash}: resume it without SPEC, or run SPEC as a new sweep"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,16 +32,21 @@ from service.judge.suspects import suspects
 from service.preflight import noise
 from service.run.cluster import connect, refuse_if_too_small
 from service.run.controller import Controller, Observer
+from service.run.head import watched_head
 from service.run.observers import RecordsObserver, progress
+from service.run.preview import preview
 from service.run.rank_group import RankGroup
 from service.run.resources import refuse_what_this_machine_cannot_hold
 from service.run.resume import Resumption
 from service.store.claim import claimed
 from service.store.home import Home
-from service.store.records import Records
+from service.store.records import SAMPLES_REMOVED, Records
+from service.store.space import RecordsError, refuse_without_room
 
 CLEAN_UP_S = 10.0
 """After a kill what is still alive is left to its own devices."""
+_reasons: list[str] = []
+"""Why this process ends itself, told before its signal comes."""
 
 
 def check(spec: ExperimentSpec) -> Expansion:
@@ -92,12 +98,15 @@ def run_sweep(
     """
     expansion = check(spec)
     refuse_what_this_machine_cannot_hold(expansion.cells, spec.placement, spec.measurement.inputs)
+    refuse_without_room(home.folder, spec, preview(spec, expansion.cells))
     records = Records(home.records)
     findings = [asdict(finding) for finding in noise()]  # before Ray's own processes are among them
     try:
         with connect() as cluster, contextlib.ExitStack() as held:
             say(cluster.words)
             refuse_if_too_small(cluster, expansion.cells, spec.placement)
+            import ray
+
             from service.run.lease import Heartbeats, lease
             from service.run.ray_ranks import ray_group
 
@@ -109,6 +118,7 @@ def run_sweep(
             if not cluster.is_own:  # nobody else can reach one of our own
                 keeper = held.enter_context(lease(sweep_id, spec.name, str(home.folder), wait, say))
                 observers.append(Heartbeats(keeper, spec.measurement))
+            held.enter_context(watched_head(ray.get_runtime_context().gcs_address, partial(_head_lost, home, sweep_id)))
             extra = {"cluster": asdict(cluster), "preflight": findings, **(extra_environment or {})}
             measure(
                 *(spec, expansion, records, make_group, say, extra, [str(Path.cwd())], trace),
@@ -182,16 +192,32 @@ def measure(
                 controller.run()
         except SweepKilledError as killed:
             # Ray follows a SIGTERM with a SIGKILL three seconds later: the record first, then the clean-up.
-            records.end_sweep(sweep_id, SweepStatus.KILLED, str(killed))
+            _end(records, sweep_id, SweepStatus.KILLED, str(killed))
             raise
         except BaseException as error:
-            records.end_sweep(sweep_id, SweepStatus.FAILED, f"{type(error).__name__}: {error}")
+            _end(records, sweep_id, SweepStatus.FAILED, f"{type(error).__name__}: {error}")
             raise
         finally:
             controller.close()
         failure = controller.failure or given_up_words(controller.given_up, len(expansion.cells))
         records.end_sweep(sweep_id, SweepStatus.FAILED if failure else SweepStatus.FINISHED, failure)
     return sweep_id
+
+
+def _head_lost(home: Home, sweep_id: str, words: str) -> None:
+    """Called from another thread: the main one may be stuck in a call to Ray for good."""
+    _reasons.append(words)
+    records = Records(home.records)
+    try:
+        _end(records, sweep_id, SweepStatus.KILLED, words)
+    finally:
+        records.close()
+
+
+def _end(records: Records, sweep_id: str, status: SweepStatus, failure: str) -> None:
+    """Where the disk is full even that cannot be written: the sweep then looks like one whose driver died, and is resumed like one."""
+    with contextlib.suppress(RecordsError):
+        records.end_sweep(sweep_id, status, failure)
 
 
 def first_launches(record: CellRecord, launches: int) -> CellRecord:
@@ -214,6 +240,11 @@ def load_result(records: Records, sweep_id: str) -> SweepResult:
         raise UserError(
             f"SWEEP: {sweep_id} was measured under methodology {row['methodology_version']}, this version judges {METHODOLOGY_VERSION}: "
             "use the version of cplab that measured it"
+        )
+    if removed := row["environment"].get(SAMPLES_REMOVED):
+        raise UserError(
+            f"SWEEP: the samples of {sweep_id} were removed on {removed} (`cplab gc`): its report.html and result.json are artifacts of its "
+            "summary run in MLflow"
         )
     spec = ExperimentSpec.model_validate(row["spec"])
     cells = records.cells(sweep_id)
@@ -281,7 +312,7 @@ def _signals_raise() -> Iterator[None]:
         last_word = threading.Timer(CLEAN_UP_S, os._exit, (ExitCode.INFRASTRUCTURE,))
         last_word.daemon = True
         last_word.start()
-        raise SweepKilledError(f"ended by {signal.Signals(number).name}")
+        raise SweepKilledError(_reasons.pop() if _reasons else f"ended by {signal.Signals(number).name}")
 
     before = {number: signal.signal(number, kill) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

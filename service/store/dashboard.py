@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -20,10 +21,14 @@ from typing import IO
 from experiments.errors import UserError
 from service.errors import InfrastructureError
 from service.store.home import HOME_ENV_VAR, TRACKING_ENV_VAR, Home
-from service.store.mlflow_store import configure_mlflow, is_remote, shown
+from service.store.mlflow_store import SUITE_TAG, configure_mlflow, explain, failures, is_remote, lock_path, shown
+from service.store.view import View, view_links, write_views
 
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 20
+"""A publication holds the store's lock for seconds."""
+
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Loopback is never asked for through a proxy."""
 
@@ -33,8 +38,11 @@ def experiment_link(uri: str, experiment_id: str) -> str:
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
-def serve(home: Home, port: int, host: str = "127.0.0.1") -> None:
-    """Serves until Ctrl-C or SIGTERM; prints a link for every suite once the server answers.
+def serve(home: Home, port: int, host: str = "127.0.0.1", open_browser: bool = False) -> None:
+    """Serves until Ctrl-C or SIGTERM; prints the links of every suite's prepared views once the server answers.
+
+    Args:
+        open_browser: Opens the first of them, too.
 
     Raises:
         UserError: A server holds the results already, there are none, or the port is taken.
@@ -53,14 +61,44 @@ def serve(home: Home, port: int, host: str = "127.0.0.1") -> None:
     with _ctrl_c_on_sigterm(), log.open("wb") as output:
         try:
             with _server(home, port, host, output) as server:
+                prepared = _prepared(home)
                 _wait_until_up(server, address, log)
-                for suite, experiment_id in _suites(address):
-                    print(f"{suite}: {experiment_link(address, experiment_id)}", flush=True)
+                links = [line for suite in _suites(address) for line in _links(address, *suite, prepared.get(suite[1], []))]
+                for words, link in links:
+                    print(f"{words}: {link}", flush=True)
+                if open_browser and links:
+                    webbrowser.open(links[0][1])
                 print(f"Ctrl-C ends it; its log is {log}", flush=True)
                 code = server.wait()
         except KeyboardInterrupt:
             return
     raise _failure(f"ended by itself with exit code {code}", log)
+
+
+def _prepared(home: Home) -> dict[str, list[View]]:
+    """Experiment id -> its views, brought up to date, while the server comes up. Without them there is still the plain table."""
+    import filelock
+    from mlflow.tracking import MlflowClient
+
+    from service.store.night_status import publish_statuses
+
+    views: dict[str, list[View]] = {}
+    try:
+        with filelock.FileLock(lock_path(home), LOCK_TIMEOUT_S):
+            client = MlflowClient(tracking_uri=home.tracking_uri)
+            for experiment in client.search_experiments(filter_string=f"tags.`{SUITE_TAG}` LIKE '%'"):
+                publish_statuses(client, experiment.experiment_id, home)
+                views[experiment.experiment_id] = write_views(client, experiment.experiment_id)
+    except failures() as error:
+        print(f"the prepared views are not up to date: {explain(home.tracking_uri, error)}", file=sys.stderr, flush=True)
+    return views
+
+
+def _links(address: str, suite: str, experiment_id: str, views: list[View]) -> list[tuple[str, str]]:
+    """(what it shows, link): of the prepared views, or of the plain table where a suite has none."""
+    if not views:
+        return [(suite, experiment_link(address, experiment_id))]
+    return [(f"{suite}, {words}", link) for words, link in view_links(address, experiment_id, views)]
 
 
 def _failure(what: str, log: Path) -> InfrastructureError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from experiments.names import Verdict
@@ -24,15 +25,21 @@ def full_table(result: SweepResult) -> str:
     return "\n\n".join([*_opening(result), *_bullets(caveats(result)), table]) + "\n"
 
 
-def note(result: SweepResult) -> str:
-    """What fits below MLflow's limit: hardware, caveats, and the decisive rows.
+def note(result: SweepResult, links: str = "", title: str = "") -> str:
+    """What fits below MLflow's limit: the verdicts in words, links, hardware, caveats, and the decisive rows.
 
     All rows in the order of the grid when they fit; else the compared arms alone, the most urgent first (INVALID, then what
     differs, by the size of the effect), as many as fit.
+
+    Args:
+        links: Lines of links, short enough to leave room for the rest.
+        title: How the night ended, where the sweep is one and its end is known.
     """
     names = ("cell", "arm", "verdict", f"time ratio [{percent(result.confidence)} %]", "tokens/s", "hidden")
+    # MLflow folds a note after a few lines: how it ended and where to go on come first.
+    head = [*([f"**{_cut(title)}**"] if title else []), *([links] if links else []), _verdicts(result)]
     # Lines over lines of caveats (one for each cell that failed) must not push the verdicts out.
-    top = "\n\n".join([*_opening(result), *_bullets(_first(caveats(result), _MAX_CAVEATS_BYTES))])
+    top = "\n\n".join([*head, *_opening(result), *_bullets(_first(caveats(result), _MAX_CAVEATS_BYTES))])
     every = [(cell, arm) for cell in result.cells for arm in cell.arms]
     whole = f"{top}\n\n{_table(names, [_row(*pair) for pair in every])}\n\nFull table: `table.md`.\n"
     if len(whole.encode()) <= MAX_NOTE_BYTES:
@@ -45,6 +52,15 @@ def note(result: SweepResult) -> str:
         if len(text.encode()) <= MAX_NOTE_BYTES or not kept:
             return text
         kept = kept[:-1]
+
+
+def _verdicts(result: SweepResult) -> str:
+    """What came out, in one line."""
+    found = Counter(str(arm.verdict) for cell in result.cells for arm in cell.arms if arm.verdict is not None)
+    words = ", ".join(f"{found[name]} {name}" for name in Verdict if found[name])
+    return (
+        f"**{words}**, of {found.total()} arms compared in {len(result.cells)} cells." if words else "**Nothing was compared.**"
+    )
 
 
 def _opening(result: SweepResult) -> list[str]:

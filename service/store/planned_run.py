@@ -1,7 +1,8 @@
 """What each MLflow run will say, worked out from the result alone, before MLflow is even imported.
 
-A sweep is one summary run and flat runs, one for each (cell, arm): nested ones are collapsed in the dashboard and missing from
-its charts. Metric names are the same on every arm, so that charts and the compare page set arms side by side without any set-up.
+A sweep is one summary run and flat runs, one for each (cell, arm) and one for each curve over lengths: nested ones are collapsed
+in the dashboard and missing from its charts. Metric names are the same on every arm, so that charts and the compare page set arms
+side by side without any set-up.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +19,10 @@ from experiments.names import Device, FabricKind, SweepStatus, Verdict
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.interval import Interval
 from service.judge.results import ArmResult, CellResult, SweepResult
-from service.report.table import aa_words
+from service.store.columns import COLOR_TAG, NIGHTS_SERIES, PLACE_TAG, SERIES_TAG, arm_columns, short_revision, summary_columns
+from service.store.curves import Curve, curve_shape, curves_of
 from service.store.note import note
+from service.store.palette import arm_color
 
 KEY_TAG = "cplab.key"
 COMPLETE_TAG = "cplab.complete"
@@ -38,12 +41,15 @@ class PlannedRun:
     """One MLflow run. Times in milliseconds since the epoch, as measured.
 
     Attributes:
-        key: Unique in the store: `sweep_id/cell_id/arm`, or `sweep_id/summary`.
-        cell_id, arm: Whose samples belong to it; empty for the summary.
+        key: Unique in the store: `sweep_id/cell_id/arm`, `sweep_id/curve/...`, or `sweep_id/summary`.
+        role: arm, curve or summary.
+        cell_id, arm: Whose samples belong to it; empty for the summary and for curves.
         status: FINISHED, FAILED or KILLED.
+        series: Metrics with several values: (step, value), the step being new tokens.
     """
 
     key: str
+    role: str
     cell_id: str
     arm: str
     name: str
@@ -53,6 +59,7 @@ class PlannedRun:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    series: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
 
 def plan_runs(
@@ -70,7 +77,8 @@ def plan_runs(
         for cell in result.cells
         for arm in cell.arms
     ]
-    return [*arms, _summary_run(row, spec, result, whole)]
+    curves = [_curve_run(row, spec, result, position, curve, whole) for position, curve in enumerate(curves_of(result))]
+    return [*arms, *curves, _summary_run(row, spec, result, whole)]
 
 
 def _arm_run(
@@ -94,6 +102,7 @@ def _arm_run(
         "arm": arm.arm,
         "role": "arm",
         "verdict": verdict,
+        **arm_columns(result, cell, arm),
         "small": _flag(arm.is_small),
         "path": _cut(cell.path),
         **({"host_bound": _flag(arm.host_bound)} if arm.host_bound is not None else {}),
@@ -102,6 +111,7 @@ def _arm_run(
     }
     return PlannedRun(
         key=key,
+        role="arm",
         cell_id=cell_id,
         arm=arm.arm,
         name=f"{arm.arm}-{cell.label}",
@@ -110,7 +120,8 @@ def _arm_run(
         end_ms=round(span[1] * 1000),
         tags=tags,
         params=_params(spec, cell, arm),
-        metrics=_check_metrics(cell) if cell.is_invalid else {**_check_metrics(cell), **_speed_metrics(cell, arm)},
+        # The compare page draws the first metric.
+        metrics=_check_metrics(cell) if cell.is_invalid else {**_speed_metrics(cell, arm), **_check_metrics(cell)},
     )
 
 
@@ -120,6 +131,7 @@ def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResu
     words = ", ".join(f"{verdicts[name]} {name}" for name in Verdict if verdicts[name]) or "nothing compared"
     return PlannedRun(
         key=key,
+        role="summary",
         cell_id="",
         arm="",
         name=f"{result.experiment}-{result.sweep_id}",
@@ -132,9 +144,10 @@ def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResu
             **_coordinates(result.cells),
             "cell_id": "all",
             "arm": "all",
-            "aa": aa_words(result.aa),
             "role": "summary",
             "verdict": words,
+            **summary_columns(result),
+            **({SERIES_TAG: NIGHTS_SERIES} if result.environment.get("night") else {}),
             "mlflow.note.content": note(result),
             **({"failure": _cut(result.failure)} if result.failure else {}),
         },
@@ -160,6 +173,45 @@ def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResu
     )
 
 
+def _curve_run(
+    row: Mapping[str, Any],
+    spec: ExperimentSpec,
+    result: SweepResult,
+    position: int,
+    curve: Curve,
+    span: tuple[float, float],
+) -> PlannedRun:
+    key = f"{result.sweep_id}/curve/{curve.arm}/{curve.label}"
+    cells = [cell for cell, _ in curve.points.values()]
+    verdicts = Counter(str(arm.verdict) for _, arm in curve.points.values() if arm.verdict is not None)
+    shade = position / max(len(curves_of(result)) - 1, 1)
+    return PlannedRun(
+        key=key,
+        role="curve",
+        cell_id="",
+        arm="",
+        name=f"{curve.arm} over lengths, {curve.label}",
+        status=SweepStatus.FINISHED.value,
+        start_ms=round(span[0] * 1000),
+        end_ms=round(span[1] * 1000),
+        tags={
+            KEY_TAG: key,
+            **_sweep_tags(row, spec, result),
+            **_coordinates(cells),
+            "cell_id": "curve",
+            "arm": curve.arm,
+            "role": "curve",
+            "verdict": ", ".join(f"{count} {name}" for name, count in verdicts.items()) or BASELINE_VERDICT,
+            "shape": curve_shape(curve),
+            PLACE_TAG: f"2.{position:04d}",
+            COLOR_TAG: arm_color(curve.order, shade),
+        },
+        params={"arm": curve.arm, "curve": curve.label},
+        metrics={},
+        series=curve.values,
+    )
+
+
 def _status(spec: ExperimentSpec, result: SweepResult, cell: CellResult, arm: ArmResult) -> str:
     """FAILED for what is wrong; a cell cut short by the sweep's end ends as the sweep did."""
     if cell.is_invalid or cell.failure:
@@ -182,10 +234,12 @@ def _sweep_tags(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResul
         "spec_hash": result.spec_hash,
         "methodology_version": str(result.methodology_version),
         "revision": revision,
+        "rev": short_revision(env),
         "dirty": _flag(env.get("dirty")),
         "source_digest": str(env.get("source_digest", "unknown")),
         "hosts": _cut(",".join(hosts)),
-        "night": datetime.fromtimestamp(row["started_s"], UTC).strftime("%Y-%m-%d"),
+        # A night's own name where it has one: it may be started after midnight, or be the second of its date.
+        "night": str(env.get("night") or datetime.fromtimestamp(row["started_s"], UTC).strftime("%Y-%m-%d")),
         # The table shows what stands after the last slash: not the whole command, which environment.json has.
         "mlflow.source.name": f"cplab run {result.experiment}",
         # MLflow shows it as a commit, which a source digest is not.

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ RANK_FIELDS = ("elapsed_us", "start_us", "window_us", "gather_us", "wire_us", "a
 """What a trial keeps of every rank, in this order; rows of schema 1 end with `late_us`."""
 
 
+_RANK_VALUES, _ARRIVAL = attrgetter(*RANK_FIELDS), RANK_FIELDS.index("arrival_us")
 _DEVICE_STATES = TypeAdapter(list[DeviceState])
 _TRACE_REPORTS = TypeAdapter(list[TraceReport])
 
 EVIDENCE_CHARS = 20_000
 """Of an attempt's evidence: stacks of many ranks are long, and alike."""
+
+SAMPLES_REMOVED = "samples_removed"
+"""The key of a sweep's environment that says when `cplab gc` took its trials: it can not be judged any more, nor published."""
 
 LAST = "last"
 """The word for the newest sweep."""
@@ -131,11 +136,10 @@ class Records:
         return int(self._db.execute(query, (sweep_id, cell_id)).fetchone()[0])
 
     def add_spent(self, sweep_id: str, cell_id: str, cp_size: int, launch: int, action: str, block: int, took_s: float) -> None:
-        """What a task took, seconds; `cell_id` is empty for what concerns a whole group."""
+        """What a task took, seconds, with what it took before it was repeated; `cell_id` is empty for what concerns a whole group."""
+        query = "INSERT INTO spent VALUES (?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET took_s = took_s + excluded.took_s"
         with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO spent VALUES (?,?,?,?,?,?,?)", (sweep_id, cell_id, cp_size, launch, action, block, took_s)
-            )
+            self._db.execute(query, (sweep_id, cell_id, cp_size, launch, action, block, took_s))
 
     def spent(self, sweep_id: str) -> list[tuple[str, float]]:
         """(action, seconds) of every task of a sweep that ended."""
@@ -213,11 +217,11 @@ class Records:
                 self._db.execute("INSERT OR REPLACE INTO device_state VALUES (?,?,?,?,?,?)", (*key, json.dumps(states)))
             self._db.execute("DELETE FROM trial WHERE sweep_id=? AND cell_id=? AND launch=? AND kind=? AND block=?", key)
             for position, rows in enumerate(zip(*(report.rows for report in reports), strict=True)):
-                ranks = [[_short(getattr(row, name)) for name in RANK_FIELDS] for row in rows]
+                # Nanoseconds are the clock's resolution; more digits are noise on disk.
+                ranks = [[None if us is None else round(us, 3) for us in _RANK_VALUES(row)] for row in rows]
                 if not shares_clock:
-                    ranks = [
-                        [None if name == "arrival_us" else us for name, us in zip(RANK_FIELDS, r, strict=True)] for r in ranks
-                    ]
+                    for values in ranks:
+                        values[_ARRIVAL] = None
                 first = rows[0]
                 self._db.execute(
                     "INSERT INTO trial VALUES (?,?,?,?,?,?,?,?,?,?)",
@@ -284,7 +288,8 @@ class Records:
     def unpublished(self, uri: str) -> list[str]:
         """Ended sweeps that this tracking store does not hold yet, oldest first."""
         rows = self._db.execute(
-            "SELECT sweep_id FROM sweep WHERE status != ? AND (published_uri IS NULL OR published_uri != ?) ORDER BY started_s",
+            "SELECT sweep_id FROM sweep WHERE status != ? AND (published_uri IS NULL OR published_uri != ?) "
+            f"AND json_extract(environment, '$.{SAMPLES_REMOVED}') IS NULL ORDER BY started_s",
             (SweepStatus.RUNNING, uri),
         )
         return [row["sweep_id"] for row in rows]
@@ -369,17 +374,14 @@ def choose_sweep(word: str, ids: Sequence[str], place: str) -> str:
     raise UnknownSweepError(f"SWEEP: no sweep {word!r} in {place}; the latest are: {', '.join(ids[:5]) or 'none'}")
 
 
-def _short(value: float | None) -> float | None:
-    """Nanoseconds are the clock's resolution; more digits are noise on disk."""
-    return None if value is None else round(value, 3)
-
-
 def _trial(row: sqlite3.Row) -> Trial:
     ranks = json.loads(row["ranks"])
+    kept = list(zip(*ranks, strict=True))
     column: dict[str, tuple[Any, ...]] = {
-        name: tuple(rank[i] if i < len(rank) else None for rank in ranks) for i, name in enumerate(RANK_FIELDS)
+        name: kept[i] if i < len(kept) else (None,) * len(ranks) for i, name in enumerate(RANK_FIELDS)
     }
     arrivals = [us for us in column["arrival_us"] if us is not None]
+    first_us = min(arrivals, default=0.0)
     return Trial(
         launch=row["launch"],
         block=row["block"],
@@ -394,8 +396,8 @@ def _trial(row: sqlite3.Row) -> Trial:
         late_us=column["late_us"],
         filler_us=column["filler_us"],
         enqueue_us=column["enqueue_us"],
-        skew_us=max(arrivals) - min(arrivals) if arrivals else None,
-        lateness_us=tuple(None if us is None else us - min(arrivals) for us in column["arrival_us"]),
+        skew_us=max(arrivals) - first_us if arrivals else None,
+        lateness_us=tuple(None if us is None else us - first_us for us in column["arrival_us"]),
     )
 
 

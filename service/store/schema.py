@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
 from experiments.errors import UserError
+from service.store.space import RecordsError, records_error
 
 SCHEMA_VERSION = 2
 """2: a trial's ranks hold what the filler and the enqueuing took. Records of schema 1 are taken as they are: they had neither."""
@@ -69,6 +71,10 @@ def open_records(path: Path) -> sqlite3.Connection:
         with Transaction(db):
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
+                if other := db.execute("SELECT name FROM sqlite_master WHERE type='table' LIMIT 1").fetchone():
+                    raise UserError(
+                        f"CPLAB_HOME: {str(path)!r} is no record file: it is a database with a table {other[0]!r}: set another CPLAB_HOME"
+                    )
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
             elif version not in (1, SCHEMA_VERSION):
@@ -78,20 +84,40 @@ def open_records(path: Path) -> sqlite3.Connection:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             for statement in _LATER_TABLES.split(";"):
                 db.execute(statement)
-    except sqlite3.Error as error:
-        raise UserError(f"CPLAB_HOME: records at {str(path)!r} cannot be opened: {error}") from None
+    except (sqlite3.Error, RecordsError) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"CPLAB_HOME: records at {str(path)!r} cannot be opened: {cause}") from None
     db.row_factory = sqlite3.Row
     return db
 
 
 class Transaction:
-    """All or nothing; takes the write lock at once, so that two writers queue instead of failing."""
+    """All or nothing; takes the write lock at once, so that two writers queue instead of failing.
+
+    Raises:
+        RecordsError: The disk is full, gone or read-only; nothing of it is kept then.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise self._words(error) from error
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._db.execute("ROLLBACK" if kind else "COMMIT")
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        failed = error if isinstance(error, sqlite3.OperationalError) else None
+        try:
+            if self._db.in_transaction:  # SQLite has rolled back by itself after some errors
+                self._db.execute("ROLLBACK" if kind else "COMMIT")
+        except sqlite3.OperationalError as end:
+            failed = failed or end
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+        if failed is not None:
+            raise self._words(failed) from failed
+
+    def _words(self, error: sqlite3.OperationalError) -> RecordsError:
+        return records_error(error, str(self._db.execute("PRAGMA database_list").fetchone()[2]))

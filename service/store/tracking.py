@@ -22,6 +22,7 @@ from service.report.dossier import dossier_of
 from service.report.json_report import json_text, result_json
 from service.report.page import page
 from service.store.extract import FILE_NAME, extract_sweep
+from service.store.finishing import finish
 from service.store.home import Home
 from service.store.mlflow_store import (
     TrackingError,
@@ -82,10 +83,12 @@ def publish(records: Records, sweep_id: str, result: SweepResult, home: Home) ->
     try:
         spec = ExperimentSpec.model_validate(row["spec"])
         runs = plan_runs(row, spec, result, records.cell_spans(sweep_id))
-        write_artifacts = _artifact_writer(row, spec, result, records, home)
+        traces = write_trace_files(home, records, result)
+        write_artifacts = _artifact_writer(row, spec, result, records, home, traces)
         with filelock.FileLock(lock_path(home), LOCK_TIMEOUT_S):
             store = open_store(home, spec.suite)
             kept, created = _Publication(store, sweep_id, write_artifacts).bring(runs)
+            finish(store, records, result, home, {**kept, **created}, frozenset(traces))
     except TrackingError:
         raise
     except failures() as error:
@@ -112,7 +115,7 @@ class _Publication:
         """Run ids by key: those that were complete, and those made now."""
         kept = self._keep_complete(runs)
         missing = [run for run in runs if run.key not in kept]
-        arms, summary = [run for run in missing if run.arm], [run for run in missing if not run.arm]
+        arms, summary = [run for run in missing if run.role != "summary"], [run for run in missing if run.role == "summary"]
         if self._store.is_remote:
             with ThreadPoolExecutor(REMOTE_THREADS) as pool:
                 ids = list(pool.map(self._create, arms))
@@ -173,7 +176,10 @@ class _Publication:
             client.log_artifacts(run_id, folder)
         client.log_batch(
             run_id,
-            metrics=[Metric(name, value, run.end_ms, 0) for name, value in run.metrics.items()],
+            metrics=[
+                *(Metric(name, value, run.end_ms, 0) for name, value in run.metrics.items()),
+                *(Metric(name, value, run.end_ms, step) for name, points in run.series.items() for step, value in points),
+            ],
             params=[Param(name, value) for name, value in run.params.items()],
             tags=[RunTag(name, value) for name, value in {**run.tags, COMPLETE_TAG: "true"}.items()],
         )
@@ -182,7 +188,12 @@ class _Publication:
 
 
 def _artifact_writer(
-    row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, records: Records, home: Home
+    row: Mapping[str, Any],
+    spec: ExperimentSpec,
+    result: SweepResult,
+    records: Records,
+    home: Home,
+    traces: Mapping[str, Sequence[Path]],
 ) -> Callable[[PlannedRun, Path], None]:
     """A function that writes a run's artifacts into a folder."""
     import yaml
@@ -192,18 +203,17 @@ def _artifact_writer(
         "environment.json": json_text(result.environment),
     }
     trials: dict[str, Sequence[Trial]] = {record.cell["cell_id"]: record.trials for record in records.cells(row["sweep_id"])}
-    traces = write_trace_files(home, records, result)
 
     def write(run: PlannedRun, folder: Path) -> None:
         for name, text in shared.items():
             (folder / name).write_text(text)
-        if run.arm:
+        if run.role == "arm":
             identity = ("sweep_id", "cell_id", "arm", "methodology_version", "verdict", "emulated", "simulated")
             about = {name: run.tags[name] for name in identity}
             write_samples(folder / "samples.parquet", arm_trials(trials[run.cell_id], run.arm), about)
             for file in traces.get(run.cell_id, ()):
                 shutil.copy(file, folder)
-        else:
+        elif run.role == "summary":
             (folder / "table.md").write_text(full_table(result))
             (folder / "result.json").write_text(result_json(result))
             (folder / FILE_NAME).write_bytes(extract_sweep(records, result.sweep_id))

@@ -17,7 +17,8 @@ from experiments.names import Device, Split
 from experiments.spec.arms import ArmSpec
 from experiments.spec.cell import Cell
 from experiments.spec.dims import PRESETS as DIMS
-from experiments.spec.measurement import PlacementSpec, VerifySpec
+from experiments.spec.measurement import VerifySpec
+from experiments.spec.placement import PlacementSpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
 from service.judge.comparison import pseudomedian

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.names import SweepStatus
+from experiments.spec.cell import Cell
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.run.orders import ARMS, CONTROLS, block_of, control_variants, timed_arms
@@ -56,12 +57,14 @@ def make_sweep(
     invalid: Sequence[int] = (),
     launches: int | None = None,
     status: SweepStatus = SweepStatus.FINISHED,
+    scale: Callable[[Cell], float] = lambda _: 1.0,
 ) -> tuple[Records, SweepResult]:
     """Records of an ended sweep with planted trials, and the result judged from them.
 
     Args:
         invalid: Positions of cells that a check has found wrong.
         launches: How many were measured, when the sweep was cut short.
+        scale: Of all of a cell's times.
     """
     rng = random.Random(7)
     records = Records(home.records)
@@ -85,7 +88,7 @@ def make_sweep(
                 for block in range(blocks):
                     orders = block_of(variants, trials, len(cell.steps), cell.cell_id, launch, kind, block).orders
                     reports = [
-                        BlockReport(rank, tuple(_row(o.variant, o.row, o.step, rng) for o in orders), (), 1000.0)
+                        BlockReport(rank, tuple(_row(o.variant, o.row, o.step, rng, scale(cell)) for o in orders), (), 1000.0)
                         for rank in range(cell.cp_size)
                     ]
                     records.add_block(sweep_id, cell.cell_id, launch, kind, block, reports, 5000.0)
@@ -94,14 +97,14 @@ def make_sweep(
     return records, load_result(records, sweep_id)
 
 
-def _row(key: str, row: int, step: int, rng: random.Random) -> TrialRow:
+def _row(key: str, row: int, step: int, rng: random.Random, scale: float) -> TrialRow:
     variant = Variant.parse(key)
-    gather_us = GATHER_US * rng.uniform(0.99, 1.01)
+    gather_us, compute_us = scale * GATHER_US * rng.uniform(0.99, 1.01), scale * COMPUTE_US
     exposed_us = gather_us * (1 - HIDDEN.get(variant.arm, 0.75))
     elapsed_us = {
-        "none": COMPUTE_US + exposed_us,
-        "prefilled": COMPUTE_US,
-        "zero_byte": COMPUTE_US + 5,
+        "none": compute_us + exposed_us,
+        "prefilled": compute_us,
+        "zero_byte": compute_us + 5,
         "gather_alone": gather_us,
     }[variant.control] + rng.uniform(0, 2)
     runs_gather = variant.control in ("none", "gather_alone")
@@ -111,7 +114,7 @@ def _row(key: str, row: int, step: int, rng: random.Random) -> TrialRow:
         step=step,
         elapsed_us=elapsed_us,
         start_us=0.0,
-        window_us=0.0 if variant.arm in HIDDEN else 150.0,
+        window_us=0.0 if variant.arm in HIDDEN else 0.75 * GATHER_US * scale,
         gather_us=gather_us if runs_gather else None,
         wire_us=0.9 * gather_us if runs_gather else None,
         arrival_us=rng.uniform(0, 3) if runs_gather else None,

@@ -15,12 +15,16 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 from experiments.errors import UserError
+from service.store import dashboard as dashboard_room
 from service.store.dashboard import experiment_link, serve
 from service.store.home import TRACKING_ENV_VAR, Home
+from service.store.mlflow_store import lock_path
 from service.store.tracking import publish
+from service.store.view import LAST, VIEW_TAG, view_link
 from tests.service.synthetic import home_in, make_spec, make_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,11 +106,13 @@ def test_it_serves_runs_and_their_artifacts_and_ends_with_ctrl_c(
     dashboard: tuple[subprocess.Popen[str], str], published: Home
 ) -> None:
     process, line = dashboard
-    link = r"nsa-indexer: (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs\?workflowType=machine_learning\n"
-    found = re.fullmatch(link, line)
+    found = re.fullmatch(
+        r"nsa-indexer, \d{4}-\d\d-\d\d planted: ((http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs\?.*)\n", line
+    )
     assert found, line
-    address, experiment_id = found.groups()
-    assert line.split(": ", 1)[1].strip() == experiment_link(address, experiment_id)
+    link, address, experiment_id = found.groups()
+    assert link == view_link(address, experiment_id, LAST)
+    assert link.startswith(experiment_link(address, experiment_id))
 
     def ask(path: str, body: object = None) -> bytes:
         request = urllib.request.Request(f"{address}{path}", method="GET" if body is None else "POST")
@@ -115,6 +121,8 @@ def test_it_serves_runs_and_their_artifacts_and_ends_with_ctrl_c(
         with urllib.request.urlopen(request, data, timeout=30) as answer:
             return bytes(answer.read())
 
+    experiment = json.loads(ask(f"/api/2.0/mlflow/experiments/get?experiment_id={experiment_id}"))["experiment"]
+    assert f"{VIEW_TAG}{LAST}" in {tag["key"] for tag in experiment["tags"]}
     runs = json.loads(ask("/api/2.0/mlflow/runs/search", {"experiment_ids": [experiment_id], "max_results": 100}))["runs"]
     assert len(runs) == 5
     names = {run["info"]["run_id"]: run["info"]["run_name"] for run in runs}
@@ -136,3 +144,15 @@ def test_it_serves_runs_and_their_artifacts_and_ends_with_ctrl_c(
     else:
         pytest.fail("the server outlived its dashboard")
     assert not (published.folder / "mlruns").exists()
+
+
+def test_without_views_there_is_still_the_plain_table(
+    published: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another's publication holds the store's lock."""
+    monkeypatch.setattr(dashboard_room, "LOCK_TIMEOUT_S", 0.1)
+    with filelock.FileLock(lock_path(published)):
+        assert dashboard_room._prepared(published) == {}
+    assert "the prepared views are not up to date" in capsys.readouterr().err
+    (words, link), *more = dashboard_room._links("http://127.0.0.1:5000", "nsa-indexer", "1", [])
+    assert (words, link, more) == ("nsa-indexer", experiment_link("http://127.0.0.1:5000", "1"), [])

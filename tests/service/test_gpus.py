@@ -6,7 +6,7 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.names import Device, Verdict
-from experiments.spec.measurement import PlacementSpec
+from experiments.spec.placement import PlacementSpec
 from service.judge.judging import is_decided
 from service.report.caveats import caveats
 from service.report.provenance import natures

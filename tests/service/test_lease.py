@@ -134,6 +134,16 @@ def test_a_run_on_a_taken_cluster_ends_with_who_has_it_and_measures_nothing(hold
     assert Records(tmp_path / "mine" / "records.db")._sweep_ids() == []
 
 
+def test_a_client_without_the_token_is_refused(address, tmp_path):
+    """By Ray, before anything of ours runs on the cluster; the line says what to look at."""
+    done = cplab("run", "quickstart", home=tmp_path, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
+    assert done.returncode == ExitCode.USER_ERROR, done
+    assert "token" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert who_holds() is None
+    assert Records(tmp_path / "records.db")._sweep_ids() == []
+
+
 def test_heartbeats_say_what_is_done_and_a_lost_lease_ends_the_sweep(address):
     import ray
 

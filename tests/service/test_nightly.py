@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from typer.testing import CliRunner
 
@@ -16,14 +18,15 @@ from experiments.errors import UserError
 from experiments.names import SweepStatus
 from experiments.spec.experiment import ExperimentSpec
 from service.cli import app
-from service.errors import ExitCode, InfrastructureError
+from service.errors import ExitCode, InfrastructureError, SweepKilledError
 from service.history.blessing import bless
 from service.history.nights import environment_differences, nights_of
-from service.history.store import NightStore
+from service.history.store import NightStore, Outcome
 from service.history.suspect import MIN_NIGHTS
 from service.judge.results import SweepResult
 from service.nightly import commands
 from service.nightly.night import Done, hold_night, lease
+from service.nightly.overdue import overdue
 from service.nightly.summary import missed_nights
 from service.nightly.verdict import NightStatus
 from service.store.home import HOME_ENV_VAR, TRACKING_ENV_VAR, Home
@@ -193,9 +196,14 @@ def test_a_regression_is_not_forgotten_over_a_night_that_failed(suite: Suite) ->
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(InfrastructureError("no node came"), 4), (UserError("SPEC: not on this machine"), 2), (OSError("disk"), 4)],
+    [
+        (InfrastructureError("no node came"), 4),
+        (UserError("SPEC: not on this machine"), 2),
+        (OSError("disk"), 4),
+        (SweepKilledError("ended by SIGTERM"), 4),
+    ],
 )
-def test_a_night_that_could_not_be_measured_is_told_too(suite: Suite, error: Exception, code: int) -> None:
+def test_a_night_that_could_not_be_measured_is_told_too(suite: Suite, error: BaseException, code: int) -> None:
     def fails(spec: ExperimentSpec, extra: Mapping[str, Any]) -> SweepResult:
         raise error
 
@@ -258,6 +266,18 @@ def test_a_missed_night_is_visible(suite: Suite) -> None:
     assert "MISSED: no night of 2026-01-02" in suite.night(3).text
 
 
+def test_nights_that_stopped_coming_are_seen_by_whoever_looks(suite: Suite) -> None:
+    assert overdue(suite.home, date(2026, 1, 9)) == []
+    with contextlib.closing(NightStore(suite.home.folder)) as store:
+        for night in (1, 3, 4):
+            store.keep_outcome(Outcome("planted", name_of(night), "", "FINE", 0, {}))
+        store.keep_outcome(Outcome("once", name_of(2), "", "FINE", 0, {}))
+    assert overdue(suite.home, date(2026, 1, 5)) == [], "the night of today may still come"
+    (line,) = overdue(suite.home, date(2026, 1, 7))
+    assert "no night of planted for 2 days: the last was 2026-01-04 (FINE)" in line
+    assert overdue(suite.home, date(2026, 3, 1)) == [], "it rests"
+
+
 def test_the_summary_is_there_as_markdown_and_json(suite: Suite) -> None:
     done = suite.quiet()[-1]
     folder = suite.home.folder / "nights" / "planted" / name_of(MIN_NIGHTS)
@@ -276,7 +296,7 @@ def command(suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     spec_file = tmp_path / "planted.yaml"
     spec_file.write_text(json.dumps(json.loads(suite.spec.model_dump_json(exclude_none=True))), encoding="utf-8")
     monkeypatch.setattr(catalogue, "load", lambda *_: suite.spec)
-    monkeypatch.setattr(commands, "_measure", lambda planned, home, extra: suite.measure()(planned, extra))
+    monkeypatch.setattr(commands, "_measure", lambda planned, home, extra, wait: suite.measure()(planned, extra))
     return lambda *words: CliRunner().invoke(app, ["nightly", str(spec_file), *words])
 
 
@@ -285,11 +305,19 @@ def test_the_command_ends_as_the_night_did(suite: Suite, command: Callable[..., 
     suite.plant(overlapped=0.3)
     done = command("--night", name_of(8), "--json", str(tmp_path / "night.json"))
     assert done.exit_code == ExitCode.REGRESSION
-    assert "REGRESSION" in done.output.splitlines()[0]
+    assert "REGRESSION" in done.stdout.splitlines()[0]
     assert json.loads((tmp_path / "night.json").read_text())["status"] == "REGRESSION"
+    assert published_statuses(suite) == ["REGRESSION"]
     again = command("--night", name_of(8))
     assert again.exit_code == ExitCode.REGRESSION
     assert "is there already" in again.output
+
+
+def published_statuses(suite: Suite) -> list[str]:
+    """Of the nights in MLflow."""
+    client = mlflow.MlflowClient(suite.home.tracking_uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [run.data.tags["status"] for run in client.search_runs(experiments, "tags.role = 'summary'")]
 
 
 def test_a_second_start_beside_the_first_starts_nothing_and_is_not_green(suite: Suite, command: Callable[..., Any]) -> None:

@@ -216,8 +216,10 @@ def test_a_rank_that_dies_is_named_and_the_next_launch_works(groups):
 def test_a_rank_that_stops_ends_the_block_in_time(groups):
     group = groups.launch(2, gather_timeout_s=3)
     prepare(group, cuda_cell(2, scope=Scope.QK))
-    os.kill(group.joined[1].pid, signal.SIGSTOP)
+    verify(group, deep=False)  # a kernel's first use may wait for those that run, and is bounded by the rank's owner alone
+    stopped = group.joined[1].pid
+    os.kill(stopped, signal.SIGSTOP)
     began_s = time.monotonic()
-    with pytest.raises(GroupLostError, match="rank 0"):
+    with pytest.raises(GroupLostError, match=f"rank 1 .* {stopped} is stopped"):
         run_block(group, ["baseline"])
-    assert time.monotonic() - began_s < 100
+    assert time.monotonic() - began_s < 60

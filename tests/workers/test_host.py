@@ -16,6 +16,7 @@ import pytest
 
 from workers.host import RankHost, RankLostError
 from workers.messages import Ping, Pong, RankFault, RunBlock
+from workers.standing import ProcessState
 
 
 @pytest.fixture
@@ -80,10 +81,13 @@ def test_a_frozen_rank_runs_out_of_time_and_can_be_ended(host):
     pid = host.ask(Ping(), 30).pid
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(RankLostError, match="no answer to Ping within"):
+    with pytest.raises(RankLostError, match=f"no answer to Ping within .*{pid} is stopped"):
         host.ask(Ping(), 0.5)
     assert time.monotonic() - began < 10
     assert host.stack(0.2) == ""
+    standing = host.standing()
+    assert standing.state is ProcessState.STOPPED
+    assert standing.progress.words == "Ping, no collective entered yet"
     host.kill()
     assert not psutil.pid_exists(pid)
     host.launch()
@@ -92,6 +96,9 @@ def test_a_frozen_rank_runs_out_of_time_and_can_be_ended(host):
 
 def test_a_living_rank_shows_its_stack(host):
     assert "_serve" in host.stack(3)  # on a busy machine it may still be sending its first answer
+    stacks, record = host._testimony(10)
+    assert "_serve" in stacks
+    assert record == "", "no collective is in flight"
 
 
 def test_nothing_launched_is_said(host):
@@ -109,7 +116,8 @@ def test_a_rank_that_dies_while_it_starts_is_named(host, tmp_path):
     assert isinstance(host.ask(Ping(), 30), Pong)
 
 
-def test_a_rank_dies_with_its_owner(tmp_path):
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_rank_dies_with_its_owner(is_stopped):
     script = (
         "import sys, time\n"
         "from workers.host import RankHost\n"
@@ -120,6 +128,8 @@ def test_a_rank_dies_with_its_owner(tmp_path):
     owner = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True)
     pid = int(owner.stdout.readline())
     assert psutil.pid_exists(pid)
+    if is_stopped:
+        os.kill(pid, signal.SIGSTOP)
     owner.kill()
     owner.wait()
     deadline = time.monotonic() + 15

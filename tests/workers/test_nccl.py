@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,3 +111,32 @@ def test_gpus_of_ones_own_need_nothing_of_it(monkeypatch):
     monkeypatch.setattr(nccl, "version", lambda: (2, 28, 9))
     make_ready(GpuMap(("a", "b"), ("boot", "boot")))
     assert "NCCL_MULTI_RANK_GPU_ENABLE" not in os.environ
+
+
+class Prober:
+    """Stands in for the processes that ask an MPS server for a context: the first few are refused."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals, self.asked = refusals, 0
+
+    def run(self, *_: object, **__: object) -> SimpleNamespace:
+        self.asked += 1
+        return SimpleNamespace(returncode=int(self.asked <= self.refusals))
+
+
+@pytest.mark.parametrize(("has_daemon", "refusals", "asked"), [(False, 0, 0), (True, 0, 1), (True, 3, 4)])
+def test_a_rank_waits_until_an_mps_server_takes_it(monkeypatch, tmp_path, has_daemon, refusals, asked):
+    prober = Prober(refusals)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", prober.run)
+    monkeypatch.setattr(gpus, "PROBE_PAUSE_S", 0.001)
+    if has_daemon:
+        (tmp_path / "control").touch()
+    gpus.wait_for_mps(60)
+    assert prober.asked == asked
+
+
+def test_a_server_that_takes_nobody_is_waited_for_in_vain(monkeypatch, tmp_path):
+    (tmp_path / "control").touch()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    gpus.wait_for_mps(0.3)  # a machine without a driver is refused like one with a busy server

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,17 @@ from workers.fabrics import nccl
 
 MPS_ENABLED = 133
 """CU_DEVICE_ATTRIBUTE_MPS_ENABLED of the CUDA driver API."""
-MPS_NOT_READY = (805, 807)
-"""CUDA_ERROR_MPS_CONNECTION_FAILED and CUDA_ERROR_MPS_SERVER_NOT_READY."""
+PROBE_PAUSE_S = 0.2
+_PROBE = """
+import ctypes
+driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+failed = (
+    driver.cuInit(0)
+    or driver.cuDeviceGet(ctypes.byref(device), 0)
+    or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+)
+raise SystemExit(bool(failed))
+"""
 SHARED_MAX_CTAS = 2
 """Of each rank's collectives where several share a GPU: all of them must be on it at once, beside whatever computes."""
 
@@ -69,8 +80,9 @@ def make_ready(gpus: GpuMap) -> None:
         UserError: Ranks share a GPU, and its CUDA MPS daemon or an NCCL that can do that is missing.
     """
     # A communicator that ends its process, or lets a stuck kernel go, after a time-out would leave a wrong name or wrong keys behind: here the
-    # lanes give up, and the rank's owner ends it.
-    for name in ("ASYNC_ERROR_HANDLING", "ENABLE_MONITORING", "DUMP_ON_TIMEOUT"):
+    # lanes give up, and the rank's owner ends it. Nor may its watchdog abort a rank whose GPU reports an error: under MPS all ranks on a GPU get it
+    # when one of them is killed, and that one is to be named.
+    for name in ("ASYNC_ERROR_HANDLING", "ENABLE_MONITORING", "DUMP_ON_TIMEOUT", "RETHROW_CUDA_ERRORS"):
         os.environ[f"TORCH_NCCL_{name}"] = "0"
     # torch tells devices apart by their index, and a rank that sees one GPU alone calls it 0. It costs multicast, which no copy here uses.
     os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
@@ -87,15 +99,23 @@ def make_ready(gpus: GpuMap) -> None:
 
 
 def wait_for_mps(timeout_s: float) -> None:
-    """Until the driver takes this process. An MPS server that lost a client at work takes no new ones until its other clients are gone too: the
-    ranks of the launch before, which may still be on their way out. To be called before anything else asks for the GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return
+    """Until a process is given a context on the GPU, where a CUDA MPS daemon serves it. A server that lost a client at work refuses all until
+    its others are gone: the ranks of the launch before, which may still be on their way out. To be called before anything else asks for the
+    GPU; what else is wrong with it, torch says."""
+    folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
     deadline_s = time.monotonic() + timeout_s
-    while driver.cuInit(0) in MPS_NOT_READY and time.monotonic() < deadline_s:
-        time.sleep(0.1)
+    while (folder / "control").exists() and (left_s := deadline_s - time.monotonic()) > 0 and not _gives_contexts(left_s):
+        time.sleep(PROBE_PAUSE_S)
+
+
+def _gives_contexts(timeout_s: float) -> bool:
+    """Asked by a process of its own, so that nothing of an attempt that failed stays in the rank."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    probe = [sys.executable, "-I", "-S", "-c", _PROBE]
+    try:
+        return not subprocess.run(probe, env=environment, stderr=subprocess.DEVNULL, timeout=timeout_s, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def is_under_mps() -> bool:

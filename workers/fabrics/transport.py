@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from workers import collective_log
 from workers.fabrics.gpus import SHARED_MAX_CTAS, GpuMap, make_ready, meet_gpus
 from workers.fabrics.nccl import Choice, ChoiceLog, version_words, words_of
 
@@ -104,9 +105,11 @@ class CollectiveTransport:
         if self.group is None:
             out.copy_(local)
             return
+        collective_log.log.enter("all_gather")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._all_gather(out, local, group=self.group)
+        collective_log.log.leave()
 
     def all_gather_us(self, time_us: float) -> list[float]:
         """One time of every rank, in rank order."""
@@ -127,12 +130,16 @@ class CollectiveTransport:
         if self.group is not None and self._moves_device_memory:
             self.all_gather_us(0.0)  # torch's own barrier would be one of the devices
         elif self.group is not None:
+            collective_log.log.enter("barrier")
             dist.barrier(group=self.group)
+            collective_log.log.leave()
 
     def align(self, word_1: torch.Tensor) -> None:
         """Holds the current stream until those of all ranks have come here: a sum of one word of device memory."""
         if self.group is not None:
+            collective_log.log.enter("align")
             dist.all_reduce(word_1, group=self.group)
+            collective_log.log.leave()
 
 
 def rendezvous(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> tuple[TCPStore, int]:
