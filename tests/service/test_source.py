@@ -164,7 +164,11 @@ def test_a_wrong_extract_is_refused_in_one_line(tmp_path: Path, change: object, 
         records_of(gzip.compress(json.dumps(content).encode()))
 
 
-@pytest.mark.parametrize("extract", [b"", b"no gzip", gzip.compress(b"{"), gzip.compress(b"[1]"), gzip.compress(b"{}" * 50)[:-9]])
+@pytest.mark.parametrize(
+    "extract",
+    [b"", b"no gzip", gzip.compress(b"{"), gzip.compress(b"[1]"), gzip.compress(b"{}" * 50)[:-9]],
+    ids=["empty", "no gzip", "no JSON", "a list", "cut off"],
+)
 def test_bytes_that_are_no_extract_are_refused(extract: bytes) -> None:
     with pytest.raises(UserError, match=FILE_NAME):
         records_of(extract)
