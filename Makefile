@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export CPLAB_HOME ?= $(CURDIR)/.cplab
 
-.PHONY: demo dashboard test test-hosts test-gpu lint types clean
+.PHONY: demo dashboard test test-hosts test-jobs test-gpu lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "CP Lab needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=..." % v[:2])'
@@ -42,6 +42,10 @@ test: $(STAMP) lint types
 # As root: ranks on links that the kernel paces, and ray_cluster.yaml on three hosts (namespaces) over SSH. Minutes; a missing piece is named.
 test-hosts: $(STAMP)
 	$(BIN)/pytest -m hosts
+
+# Whole runs through `ray job submit`, a few minutes.
+test-jobs: $(STAMP)
+	$(BIN)/pytest -m jobs
 
 # On a machine with an NVIDIA GPU, and a torch build for it.
 test-gpu: $(STAMP)

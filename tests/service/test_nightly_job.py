@@ -41,7 +41,7 @@ from service.store.home import HOME_ENV_VAR, TRACKING_ENV_VAR, Home
 from service.store.records import Records
 from tests.service.test_cli import ROOT
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.jobs, pytest.mark.timeout(480)]
 
 NIGHT = [
     *("--set", "device=simulated", "--set", "workload.new_tokens=384", "--set", "cells.split=zigzag"),
