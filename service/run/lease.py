@@ -186,11 +186,12 @@ def who_holds() -> Holder | None:
 
     try:
         keeper = ray.get_actor(NAME, namespace=NAMESPACE)
+    except (ValueError, AssertionError):
+        return None  # free, or about to be: Ray 2.60 asserts where an actor's class has gone with its driver before the actor
+    try:
         return Holder(**ray.get(keeper.who.remote(), timeout=ANSWER_TIMEOUT_S))
-    except (ValueError, ray.exceptions.RayActorError, AssertionError):
-        return (
-            None  # free, or about to be: Ray 2.60 asserts where an actor's class has gone with its driver, and the actor not yet
-        )
+    except ray.exceptions.RayActorError:
+        return None  # about to be free
     except ray.exceptions.GetTimeoutError:
         raise InfrastructureError(f"the lease is held, and did not say by whom within {ANSWER_TIMEOUT_S:g} s") from None
 

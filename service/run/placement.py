@@ -87,9 +87,7 @@ def refuse_unplaceable(nodes: Sequence[Node], sizes: Sequence[int], placement: P
         have = "; ".join(f"{key}: {', '.join(found) or 'on no node'}" for key, found in values.items())
         raise PlacementError(f"placement.node_labels: no node has {_labels(placement.node_labels)}; the cluster has {have}")
     for num_ranks in sorted(set(sizes)):
-        topology, strict = placement.topology(num_ranks), placement.strategy
-        if topology is None:
-            topology = {"STRICT_PACK": (num_ranks,), "STRICT_SPREAD": (1,) * num_ranks}.get(strict)
+        topology = _exact_topology(num_ranks, placement)
         if topology is None:
             continue
         need = resources_of(topology[0], placement, device)
@@ -130,9 +128,7 @@ def refuse_other_than_asked(
         PlacementError: That is not what was asked.
     """
     found = ", ".join(f"{count} on {name} ({address})" for (name, address), count in _counts(places).items())
-    counts, topology = sorted(_counts(places).values()), placement.topology(len(places))
-    if topology is None:
-        topology = {"STRICT_PACK": (len(places),), "STRICT_SPREAD": (1,) * len(places)}.get(placement.strategy)
+    counts, topology = sorted(_counts(places).values()), _exact_topology(len(places), placement)
     if topology is not None and counts != sorted(topology):
         raise PlacementError(
             f"placement.{_asked_by(placement)}: asked for {_shape(topology)}, and the ranks came to lie: {found}"
@@ -172,6 +168,12 @@ def _counts(places: Sequence[Whereabouts]) -> dict[tuple[str, str], int]:
     by_node = Counter(where.node_id for where in places)
     names = {where.node_id: (where.hostname, where.address) for where in places}
     return {names[node]: by_node[node] for node in sorted(by_node, key=lambda node: (_address_key(names[node][1]), node))}
+
+
+def _exact_topology(num_ranks: int, placement: PlacementSpec) -> tuple[int, ...] | None:
+    """Ranks of every node where no other map will do: a stated topology, or a strict strategy's; else None."""
+    strict = {"STRICT_PACK": (num_ranks,), "STRICT_SPREAD": (1,) * num_ranks}
+    return placement.topology(num_ranks) or strict.get(placement.strategy)
 
 
 def _asked_by(placement: PlacementSpec) -> str:
