@@ -61,6 +61,8 @@ class JoinGroup:
     node_index: int
     """Which of the ranks on its node this one is, of `node_ranks`."""
     node_ranks: int
+    gpus: tuple[str, ...] = ()
+    """Those of its node's ranks, its own first, as CUDA_VISIBLE_DEVICES names them. Empty: what it sees is shared out by `node_index`."""
 
 
 @dataclass(frozen=True)

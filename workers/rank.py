@@ -16,7 +16,7 @@ from experiments.spec.cell import KEY_BYTES
 from workers import collective_log
 from workers.affinity import settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
-from workers.fabrics.gpus import boot_id, gpu_uuid, wait_for_mps
+from workers.fabrics.gpus import boot_id, gpu_uuid, take_gpu, wait_for_mps
 from workers.fabrics.transport import CollectiveTransport, open_transport, rendezvous
 from workers.lanes import Lanes, make_lanes
 from workers.messages import (
@@ -98,9 +98,7 @@ class CPRank:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request.interface
         if request.device is Device.CUDA:
             wait_for_mps(request.timeout_s)
-            if not torch.cuda.is_available():
-                raise UserError("device cuda: this rank's node has no CUDA device that torch can use")
-            torch.cuda.set_device(request.node_index % torch.cuda.device_count())
+            take_gpu(request.gpus, request.node_index)
         if self._store is None:
             self._store, _ = rendezvous(
                 request.rank, request.world_size, request.store.host, request.store.port, request.timeout_s

@@ -39,6 +39,12 @@ class Whereabouts:
     """Ray's names of the GPUs that it reserved there."""
 
 
+def gpus_to_see(node: Sequence[Whereabouts], own: Whereabouts) -> tuple[str, ...]:
+    """The GPUs of the ranks on a node, a rank's own first. Ray shows a rank its own alone; the driver then takes a peer's memory for its own
+    GPU's, and copies into it by a kernel that waits for SMs (seen on two H100s) where a copy engine could."""
+    return tuple(dict.fromkeys((*own.gpus, *(gpu for where in node for gpu in where.gpus))))
+
+
 class RankHandle(Protocol):
     """The owner of one rank. Futures fail with what went wrong."""
 
@@ -118,6 +124,7 @@ class RankGroup:
                 device=device,
                 node_index=nodes[:rank].count(handle.where.node_id),
                 node_ranks=nodes.count(handle.where.node_id),
+                gpus=gpus_to_see([h.where for h in handles if h.where.node_id == handle.where.node_id], handle.where),
             )
             for rank, handle in enumerate(handles)
         ]

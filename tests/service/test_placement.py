@@ -17,7 +17,7 @@ from service.run.placement import (
     refuse_other_than_asked,
     refuse_unplaceable,
 )
-from service.run.rank_group import Whereabouts
+from service.run.rank_group import Whereabouts, gpus_to_see
 
 NODES = tuple(Node(f"id{i}", f"h{i}", f"10.0.0.{9 + i}", 8, 8, {"pool": "ab"[i % 2]}) for i in range(3))
 
@@ -65,6 +65,19 @@ def test_ranks_of_a_node_are_consecutive_and_follow_its_gpus():
     places = [lie(1, 5, ("10",)), lie(0, 9, ("1",)), lie(1, 6, ("2",)), lie(0, 8, ("1",))]
     assert rank_order(places) == [3, 1, 2, 0]
     assert rank_order([replace(lie(0), address="10.0.0.10"), lie(0)]) == [1, 0]  # numbers, not letters
+
+
+@pytest.mark.parametrize(
+    ("node", "seen"),
+    [
+        ([("0",), ("1",), ("3",)], [("0", "1", "3"), ("1", "0", "3"), ("3", "0", "1")]),
+        ([("1",), ("1",), ("0",), ("0",)], [("1", "0"), ("1", "0"), ("0", "1"), ("0", "1")]),  # two ranks a GPU
+        ([(), ()], [(), ()]),  # nobody has said which is whose
+    ],
+)
+def test_a_rank_sees_its_own_gpu_first_and_those_of_its_node(node, seen):
+    places = [lie(0, gpus=gpus) for gpus in node]
+    assert [gpus_to_see(places, own) for own in places] == seen
 
 
 @pytest.mark.parametrize(

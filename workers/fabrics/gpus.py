@@ -55,6 +55,20 @@ class GpuMap:
         return f"{on} of {hosts} hosts" if hosts > 1 else on
 
 
+def take_gpu(gpus: tuple[str, ...], node_index: int) -> None:
+    """Makes one GPU this process's current one: the first of `gpus`, which are to be all it sees, or its share of those it sees already. To be
+    called before anything else in the process asks CUDA for its devices.
+
+    Raises:
+        UserError: There is none that torch can use.
+    """
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if not torch.cuda.is_available():
+        raise UserError("device cuda: this rank's node has no CUDA device that torch can use")
+    torch.cuda.set_device(0 if gpus else node_index % torch.cuda.device_count())
+
+
 def meet_gpus(store: Store, rank: int, world_size: int) -> GpuMap:
     """Every rank says what it has, and hears of all: a collective of hosts, through the group's store."""
     store.set(f"gpu/{rank}", f"{boot_id()} {gpu_uuid()}")

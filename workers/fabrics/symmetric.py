@@ -16,6 +16,7 @@ import torch.distributed._symmetric_memory as symmetric_memory
 
 from experiments.errors import UserError
 from workers.fabrics.base import GatherMarks
+from workers.fabrics.gpus import GpuMap
 from workers.fabrics.process_group import ProcessGroupFabric
 from workers.splits.plan import GatherPlan
 
@@ -72,9 +73,7 @@ class SymmetricFabric(ProcessGroupFabric):
             return self.transport.path
         gpus = self.transport.gpus
         assert gpus is not None
-        # A copy inside a GPU waits for SMs, as was seen on an H100: it is a kernel.
-        engines = "copies by kernels inside a GPU" if len(set(gpus.uuids)) == 1 else "copies by copy engines"
-        return f"symmetric memory, {engines} and a barrier of one block, {gpus.words}"
+        return f"symmetric memory, copies by {_who_copies(gpus)} and a barrier of one block, {gpus.words}"
 
     def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherMarks:
         """See `Fabric.gather`."""
@@ -119,3 +118,12 @@ class SymmetricFabric(ProcessGroupFabric):
             Window(buffers[turn], buffers[turn][mine], tuple(peer[turn][mine] for peer in remote)) for turn in range(TURNS)
         )
         return Shape(handle, tuple(windows))
+
+
+def _who_copies(gpus: GpuMap) -> str:
+    """Seen on H100s with all SMs held: a copy inside a GPU waits for them, and so does one to a GPU that the process does not see, which the driver
+    takes for its own; one to a GPU that it sees does not."""
+    num_gpus = len(set(gpus.uuids))
+    if num_gpus == 1:
+        return "kernels inside a GPU"
+    return "copy engines" if torch.cuda.device_count() >= num_gpus else "kernels (CUDA_VISIBLE_DEVICES hides the peers' GPUs)"
