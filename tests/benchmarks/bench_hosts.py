@@ -11,24 +11,9 @@ import argparse
 import time
 
 from service.judge.results import SweepResult
-from service.run.sweep import load_result
-from service.store.records import Records
 from tests.hosts.bench import Bench, bench, missing_bench_piece, wait_for_ssh
 from tests.hosts.launcher import fill_in, ray_down, ray_up, submit, tunnel, wait_for_nodes
-
-SETTINGS = (
-    *("dims=mini", "workload.new_tokens=[768]", "cells.cp_size=[3]", "cells.split=[zigzag]", "cells.regime=[drained]"),
-    *("measurement.blocks=1", "measurement.trials_per_block=8", "measurement.control_trials=8", "placement.ranks_per_node=1"),
-)
-
-
-def last_result(found: Bench) -> SweepResult:
-    """The newest sweep of the head's records, as judged."""
-    records = Records(found.head.folder / "home/.cplab/records.db")
-    try:
-        return load_result(records, records.find("last"))
-    finally:
-        records.close()
+from tests.hosts.reduced import last_result, words_of
 
 
 def run(found: Bench, settings: list[str], timeout_s: float) -> SweepResult:
@@ -37,15 +22,14 @@ def run(found: Bench, settings: list[str], timeout_s: float) -> SweepResult:
     Raises:
         RuntimeError: The job failed; with what it said.
     """
-    words = [word for setting in settings for word in ("--set", setting)]
     with tunnel(found):
-        done = submit(found, "run", "overlap_vs_baseline", *words, timeout_s=timeout_s)
+        done = submit(found, "run", "overlap_vs_baseline", *words_of(settings), timeout_s=timeout_s)
     if done.returncode:
         raise RuntimeError(done.stdout[-4000:] + done.stderr[-2000:])
     return last_result(found)
 
 
-def words_of(rate: str, result: SweepResult, took_s: float) -> str:
+def line(rate: str, result: SweepResult, took_s: float) -> str:
     cell = result.cells[0]
     baseline, arm = cell.arms[0], cell.arms[1]
     assert arm.comparison is not None and arm.account is not None
@@ -76,8 +60,8 @@ def main() -> None:
         for rate in arguments.rates:
             found.shape(None if rate == "none" else float(rate))
             began_s = time.monotonic()
-            result = run(found, [*SETTINGS, f"measurement.launches={arguments.launches}"], 1200)
-            print(words_of(rate, result, time.monotonic() - began_s), flush=True)
+            result = run(found, ["placement.ranks_per_node=1", f"measurement.launches={arguments.launches}"], 1200)
+            print(line(rate, result, time.monotonic() - began_s), flush=True)
         found.shape(None)
         print("left after `ray down`:", ray_down(found) or "nothing", flush=True)
 

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_nights --home DIR [--quick] [--set KEY=VALUE]
 
-Twelve nights of a short CPU suite (two cells of the emulated link, 20 launches, A/A), each a `cplab nightly` of its own with a made-up date: eight
-quiet, one with 5 % planted in `overlapped` (a wait on the main lane), a quiet one, one beside a process that loads a core half of the time, and a
-quiet one. About 45 minutes on two cores. Nobody else may compute meanwhile: look at the `load` column. Nights that are in DIR already are not
-measured again, so a run that was cut off goes on.
+Twelve nights of a short CPU suite (two cells of the loopback, 20 launches, A/A), each a `cplab nightly` of its own with a made-up date: eight
+quiet, one with 5 % planted in `overlapped` (a wait on the main lane), a quiet one, one beside processes that load every core half of the time,
+and a quiet one. About an hour on two cores. Nobody else may compute meanwhile: look at the `load` column. Nights that are in DIR already are
+not measured again, so a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from service.store.records import Records
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = [
-    *("--set", "workload.new_tokens=384", "--set", "cells.fabric=emulated_20mbit"),
-    *("--set", "measurement.trials_per_block=6", "--set", "name=nights_bench"),
+    *("--set", "workload.new_tokens=768", "--set", "cells.fabric=process_group"),
+    *("--set", "measurement.trials_per_block=12", "--set", "name=nights_bench"),
 ]
 QUICK = ["--set", "measurement.launches=5"]
 ARM = "overlapped"
@@ -54,7 +54,7 @@ def plan() -> list[Planned]:
     whats += [
         (f"{PLANTED_PCT:g} % in {ARM}", Suspect.CODE),
         ("quiet", None),
-        ("a loaded core", Suspect.ENVIRONMENT),
+        ("loaded cores", Suspect.ENVIRONMENT),
         ("quiet", None),
     ]
     return [Planned(f"2026-01-{day:02d}", what, called) for day, (what, called) in enumerate(whats, 1)]
@@ -65,8 +65,9 @@ def measure(planned: Planned, home: Path, options: Sequence[str]) -> dict[str, A
     file = home / f"{planned.night}.json"
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", TRACKING_ENV_VAR)}
     command = [sys.executable, "-m", "service", "nightly", *SUITE, *options, "--night", planned.night, "--json", str(file)]
-    loaded = Neighbour() if planned.called is Suspect.ENVIRONMENT else contextlib.nullcontext()
-    with (home / "nights.log").open("a") as log, loaded:
+    with (home / "nights.log").open("a") as log, contextlib.ExitStack() as loaded:
+        for seed in range((os.cpu_count() or 1) if planned.called is Suspect.ENVIRONMENT else 0):
+            loaded.enter_context(Neighbour(seed))
         subprocess.run(command, cwd=ROOT, env=environment | {HOME_ENV_VAR: str(home)}, stdout=log, stderr=log, check=False)
     return dict(json.loads(file.read_text()))
 

@@ -11,24 +11,13 @@ import time
 import pytest
 
 from experiments.names import SweepStatus, Verdict
-from service.run.sweep import load_result
-from service.store.records import Records
 from tests.hosts.bench import bench, wait_for_ssh
 from tests.hosts.launcher import TOKEN, fill_in, nodes, ray_down, ray_up, submit, tunnel, wait_for_nodes
+from tests.hosts.reduced import last_result, words_of
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
-REDUCED = [
-    *("dims=mini", "workload.new_tokens=[768]", "cells.cp_size=[3]", "cells.split=[zigzag]", "cells.regime=[drained]"),
-    *(
-        "measurement.blocks=1",
-        "measurement.trials_per_block=8",
-        "measurement.control_trials=8",
-        "measurement.launches=6",
-        "measurement.aa=false",
-    ),
-]
-SETTINGS = [word for setting in REDUCED for word in ("--set", setting)]
+SETTINGS = words_of(["measurement.launches=6", "measurement.aa=false"])
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +28,6 @@ def hosts(needs_a_bench):
         ray_up(found)
         wait_for_nodes(found, 3)
         yield found
-
-
-def last_result(hosts):
-    """The newest sweep of the head's records, as judged."""
-    records = Records(hosts.head.folder / "home/.cplab/records.db")
-    try:
-        return load_result(records, records.find("last"))
-    finally:
-        records.close()
 
 
 def test_every_host_joins_and_only_loopback_has_the_dashboard(hosts):
