@@ -153,9 +153,15 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _first_problem(error: ValidationError) -> str:
     details = error.errors(include_url=False)
     first, more = details[0], len(details) - 1
-    key = ".".join(str(part) for part in _spec_keys(first["loc"])) or "the spec"
+    key = ".".join(_printable(part) for part in _spec_keys(first["loc"])) or "the spec"
     rest = f" (and {more} more)" if more else ""
     return f"{key}: {_explain(first)}{rest}"
+
+
+def _printable(part: int | str) -> str:
+    """A key as it is, or, where a user wrote one that would break the line, as a string of Python's."""
+    text = str(part)
+    return text if text.isprintable() else repr(text)
 
 
 def _spec_keys(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:

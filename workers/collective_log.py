@@ -36,12 +36,17 @@ class Progress:
     doing: str = ""
 
     @property
+    def is_inside(self) -> bool:
+        """Whether it has not come out of the last one, also because that failed."""
+        return self.entered > self.left
+
+    @property
     def words(self) -> str:
         """One line."""
         at = f"{self.doing}, " if self.doing else ""
         if not self.entered:
             return f"{at}no collective entered yet"
-        where = "inside" if self.entered > self.left else "out of"
+        where = "inside" if self.is_inside else "out of"
         return f"{at}{where} collective {self.entered} ({self.name}, entered {self.since_s:.1f} s ago)"
 
 

@@ -44,8 +44,9 @@ class RankHost:
         self._context = multiprocessing.get_context("forkserver")
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
-        self._stacks = Path(tempfile.mkstemp(prefix="cplab-stacks-")[1])
-        self._collectives = Path(tempfile.mkstemp(prefix="cplab-collectives-")[1])
+        self._files = [os.memfd_create(f"cplab-{name}") for name in ("stacks", "collectives")]
+        # In memory, opened by the rank under its owner's name for them: nothing is left of either, however they end.
+        self._stacks, self._collectives = (Path(f"/proc/{os.getpid()}/fd/{file}") for file in self._files)
         self._witness: Connection | None = None
         self._asking = threading.Lock()
 
@@ -160,8 +161,9 @@ class RankHost:
 
     def close(self) -> None:
         self.kill()
-        self._stacks.unlink(missing_ok=True)
-        self._collectives.unlink(missing_ok=True)
+        self._stacks = self._collectives = Path(os.devnull)  # their numbers are soon another file's
+        while self._files:
+            os.close(self._files.pop())
 
 
 def _obituary(process: ForkServerProcess) -> str:

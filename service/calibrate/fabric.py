@@ -23,8 +23,6 @@ from service.run.orders import block_of, warm_up_of
 from service.run.rank_group import RankGroup
 from workers.messages import BlockReport, PrepareCell, Prepared, Variant
 
-SIZES = (512, 2048, 8192, 32768)
-"""Tokens of a step, 256 bytes each."""
 CELL = (
     "name=calibrate_fabric",
     "dims={name: calibrate, hidden: 128, q_lora_rank: 64, num_heads: 8, topk: 16, num_layers: 1}",

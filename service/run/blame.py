@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workers.messages import RankFault
@@ -53,7 +53,7 @@ def culprit(failures: Sequence[Failure], standings: Sequence[Standing | None]) -
     """The failure to name, of at least one.
 
     The likelier the cause and not the effect, the sooner: an arm's own error, a dead rank, a frozen one, an owner that is silent, a rank that has not
-    come to the collective in which the others wait; then whoever complained first.
+    come to the collective in which the others wait. When all wait in the same one it is nobody's fault, and whoever complained first says so.
 
     Args:
         standings: Of every rank, in rank order; None where the owner does not answer.
@@ -74,6 +74,9 @@ def culprit(failures: Sequence[Failure], standings: Sequence[Standing | None]) -
         standing = standings[last]
         assert standing is not None
         return _instead(first, last, f"it did not come to collective {max(entered)}: {standing.progress.words}")
+    if all(standing is not None and standing.progress.is_inside for standing in standings):
+        between = "every rank is alive and inside it: the link between them is cut or slow, or they do not gather the same"
+        return replace(first, cause=f"{first.cause}; collective {max(entered)}: {between}")
     return first
 
 

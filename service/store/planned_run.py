@@ -77,8 +77,9 @@ def plan_runs(
         for cell in result.cells
         for arm in cell.arms
     ]
-    curves = [_curve_run(row, spec, result, position, curve, whole) for position, curve in enumerate(curves_of(result))]
-    return [*arms, *curves, _summary_run(row, spec, result, whole)]
+    curves = curves_of(result)
+    curve_runs = [_curve_run(row, spec, result, number, len(curves), curve, whole) for number, curve in enumerate(curves)]
+    return [*arms, *curve_runs, _summary_run(row, spec, result, whole)]
 
 
 def _arm_run(
@@ -177,14 +178,15 @@ def _curve_run(
     row: Mapping[str, Any],
     spec: ExperimentSpec,
     result: SweepResult,
-    position: int,
+    number: int,
+    count: int,
     curve: Curve,
     span: tuple[float, float],
 ) -> PlannedRun:
     key = f"{result.sweep_id}/curve/{curve.arm}/{curve.label}"
     cells = [cell for cell, _ in curve.points.values()]
     verdicts = Counter(str(arm.verdict) for _, arm in curve.points.values() if arm.verdict is not None)
-    shade = position / max(len(curves_of(result)) - 1, 1)
+    shade = number / max(count - 1, 1)
     return PlannedRun(
         key=key,
         role="curve",
@@ -203,7 +205,7 @@ def _curve_run(
             "role": "curve",
             "verdict": ", ".join(f"{count} {name}" for name, count in verdicts.items()) or BASELINE_VERDICT,
             "shape": curve_shape(curve),
-            PLACE_TAG: f"2.{position:04d}",
+            PLACE_TAG: f"2.{number:04d}",
             COLOR_TAG: arm_color(curve.order, shade),
         },
         params={"arm": curve.arm, "curve": curve.label},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from experiments import catalogue
@@ -169,6 +169,7 @@ values = st.recursive(
 
 
 @settings(max_examples=400)
+@example([("simulation", {"\n": None})])
 @given(st.lists(st.tuples(keys, values), min_size=1, max_size=3))
 def test_whatever_is_set_is_a_spec_or_a_users_error(changes):
     overrides = [

@@ -107,7 +107,10 @@ def test_overlap_wins_on_a_slow_link(hosts):
             ["placement.ranks_per_node=3", "placement.cpus_per_rank=1"],
             "placement.ranks_per_node 3: 3 ranks inside one node: needs 3 CPUs",
         ),
-        (["placement.interfaces=ib0"], "placement.interfaces: asked for ib0, and h0 (10.204.0.10) has none of them"),
+        (
+            ["placement.ranks_per_node=1", "placement.interfaces=ib0"],
+            "placement.interfaces: asked for ib0, and h0 (10.204.0.10) has none of them",
+        ),
     ],
 )
 def test_another_map_than_asked_refuses_the_run(hosts, settings, says):

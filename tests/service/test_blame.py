@@ -26,6 +26,7 @@ def alive(entered: int) -> Standing:
     return Standing(ProcessState.ALIVE, progress=Progress(entered, entered - 1, "all_gather", 5.0, "RunBlock, arm baseline"))
 
 
+OUTSIDE = Standing(ProcessState.ALIVE, progress=Progress(5, 5, "all_gather", 5.0, "RunBlock, arm baseline"))
 STOPPED = Standing(ProcessState.STOPPED, "the rank process 7 is stopped", Progress(4, 4, "all_gather", 5.0, "RunBlock"))
 
 
@@ -37,7 +38,8 @@ STOPPED = Standing(ProcessState.STOPPED, "the rank process 7 is stopped", Progre
         ([LATE], [alive(5), STOPPED], 1, "7 is stopped"),
         ([BROKEN], [alive(5), None], 1, "its owner, or the node, does not answer; rank 0: RuntimeError"),
         ([BROKEN], [alive(5), alive(4)], 1, "did not come to collective 5: .*inside collective 4"),
-        ([BROKEN], [alive(5), alive(5)], 0, "Connection closed"),
+        ([BROKEN], [alive(5), alive(5)], 0, "Connection closed by peer; collective 5: .* the link between them is cut or slow"),
+        ([BROKEN], [alive(5), OUTSIDE], 0, "Connection closed by peer$"),
         ([BROKEN, Failure(1, "boom", RankFault("schedule", "boom", "", "mine"))], [alive(5), STOPPED], 1, "boom"),
     ],
 )
