@@ -31,7 +31,7 @@ RATE_MBPS, SLOW_MBPS = 16.0, 1.6
 GATHER_S = 2.0
 """512 KiB a rank take a quarter of a second at the first rate, 2.5 s at the second."""
 DEADLINE_S = GATHER_S + 10.0
-MEASUREMENT = {"trials_per_block": 2, "control_trials": 1, "gather_timeout_s": GATHER_S}
+MEASUREMENT = {"trials_per_block": 2, "control_trials": 2, "gather_timeout_s": GATHER_S}
 LINKS = {
     **{**SPEC, "workload": {"kind": "grid", "new_tokens": [4096]}, "placement": {"ranks_per_node": 1}},
     "cells": {"cp_size": 2, "split": ["zigzag", "interleave"], "fabric": "process_group"},
