@@ -26,6 +26,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,31 @@ def table(cases: list[Case], deadlines_s: Mapping[str, float]) -> Iterator[str]:
         )
 
 
+def _one(kind: str, cluster: FailingCluster, folder: Path, rng: random.Random, number: int) -> Case:
+    return KINDS[kind](cluster, folder / f"{kind}-{number}", rng)
+
+
+def draw(kind: str, wanted: int, one: Callable[[int], Case], cases: list[Case], out: Path | None) -> None:
+    """So many cases of a kind, added to `cases` and said, and written to `out` at once; what hit nothing is drawn again."""
+    done = tries = 0
+    while done < wanted and tries < 3 * wanted + 3:
+        tries += 1
+        began_s = time.monotonic()
+        try:
+            case = one(tries)
+        except MissedError:
+            print(f"{kind}: hit nothing, drawn again", flush=True)
+            continue
+        except Exception:
+            traceback.print_exc()
+            case = Case(kind, note=traceback.format_exc())
+        done += 1
+        cases.append(case)
+        print(f"{kind} {done} ({time.monotonic() - began_s:.0f} s): {case}", flush=True)
+        if out:
+            out.write_text(json.dumps([asdict(c) for c in cases], indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas between them")
@@ -369,29 +395,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="every case as JSON")
     arguments = parser.parse_args()
-    rng, cases, cluster = random.Random(arguments.seed), [], FailingCluster()
+    rng, cases, cluster = random.Random(arguments.seed), list[Case](), FailingCluster()
     folder = Path(tempfile.mkdtemp(prefix="cplab-failures-"))
     cluster.start()
     try:
         for kind in arguments.only.split(","):
             wanted = arguments.driver_kills if kind == "driver_killed" and arguments.driver_kills else arguments.n
-            done = tries = 0
-            while done < wanted and tries < 3 * wanted + 3:
-                tries += 1
-                began_s = time.monotonic()
-                try:
-                    case = KINDS[kind](cluster, folder / f"{kind}-{tries}", rng)
-                except MissedError:
-                    print(f"{kind}: hit nothing, drawn again", flush=True)
-                    continue
-                except Exception:
-                    traceback.print_exc()
-                    case = Case(kind, note=traceback.format_exc())
-                done += 1
-                cases.append(case)
-                print(f"{kind} {done} ({time.monotonic() - began_s:.0f} s): {case}", flush=True)
-                if arguments.out:
-                    arguments.out.write_text(json.dumps([asdict(c) for c in cases], indent=1))
+            draw(kind, wanted, partial(_one, kind, cluster, folder, rng), cases, arguments.out)
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,23 +9,20 @@ failed attempt is in the records. As root, on a quiet machine.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import secrets
 import subprocess
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from tests.benchmarks.bench_failures import Case, MissedError, table
+from tests.benchmarks.bench_failures import Case, MissedError, draw, table
 from tests.benchmarks.failing_cluster import NOWHERE, SPEC, Drive
 from tests.hosts.bench import Bench, Host, bench, missing_bench_piece, wait_for_ssh
-from tests.hosts.launcher import TOKEN, fill_in, nodes, ray_down, ray_up, wait_for_nodes
+from tests.hosts.launcher import TOKEN, fill_in, ray_down, ray_up, wait_for_nodes
 
 RATE_MBPS, SLOW_MBPS = 16.0, 1.6
 GATHER_S = 2.0
@@ -37,7 +34,7 @@ LINKS = {
     "cells": {"cp_size": 2, "split": ["zigzag", "interleave"], "fabric": "process_group"},
     "measurement": {**SPEC["measurement"], **MEASUREMENT},  # type: ignore[dict-item]
 }
-SAYS = "the link between them is cut or slow|the node, does not answer"
+SAYS = ("the link between them is cut or slow", "the node, does not answer")
 
 
 class HostDrive(Drive):
@@ -69,12 +66,12 @@ def link_slowed(found: Bench, _host: Host) -> Callable[[], None]:
 KINDS = {"link_cut": link_cut, "link_slowed": link_slowed}
 
 
-def case_of(kind: str, found: Bench, name: str, rng: random.Random) -> Case:
+def case_of(kind: str, found: Bench, rng: random.Random, number: int) -> Case:
     """
     Raises:
         MissedError: The sweep ended first, or felt nothing.
     """
-    drive = HostDrive(found, name)
+    drive = HostDrive(found, f"{kind}-{number}")
     if not drive.until(lambda: bool(drive.ranks())) or not drive.until_a_random_moment(rng):
         drive.end()
         raise MissedError
@@ -93,7 +90,7 @@ def case_of(kind: str, found: Bench, name: str, rng: random.Random) -> Case:
         raise MissedError
     failed_s, case.cause, _, _ = attempts[0]
     case.detected_s = failed_s - hit_s
-    case.is_right_cause = any(says in case.cause for says in SAYS.split("|"))
+    case.is_right_cause = any(says in case.cause for says in SAYS)
     case.next_block_s = drive.next_block_s(hit_s, failed_s)
     case.lost, case.twice = drive.lost_and_twice(before)
     case.leaks = tuple(f"rank process {pid}" for pid in _alive(found, drive))
@@ -120,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if piece := missing_bench_piece():
         parser.error(f"needs {piece}")
-    rng, cases = random.Random(arguments.seed), []
+    rng, cases = random.Random(arguments.seed), list[Case]()
     with bench() as found:
         wait_for_ssh(found)
         fill_in(found)
@@ -128,26 +125,7 @@ def main() -> None:
         wait_for_nodes(found, 3)
         found.shape(RATE_MBPS)
         for kind in arguments.only.split(","):
-            done = tries = 0
-            while done < arguments.n and tries < 3 * arguments.n + 3:
-                tries += 1
-                began_s = time.monotonic()
-                try:
-                    case = case_of(kind, found, f"{kind}-{tries}", rng)
-                except MissedError:
-                    print(f"{kind}: hit nothing, drawn again", flush=True)
-                    continue
-                except Exception:
-                    traceback.print_exc()
-                    case = Case(kind, note=traceback.format_exc())
-                done += 1
-                cases.append(case)
-                print(f"{kind} {done} ({time.monotonic() - began_s:.0f} s): {case}", flush=True)
-                if arguments.out:
-                    arguments.out.write_text(json.dumps([asdict(c) for c in cases], indent=1))
-                if len(nodes(found.head)) < 3:
-                    print(f"a node has left the cluster: {os.linesep.join(n['node_ip'] for n in nodes(found.head))}", flush=True)
-                    break
+            draw(kind, arguments.n, partial(case_of, kind, found, rng), cases, arguments.out)
         found.shape(None)
         print("left after `ray down`:", ray_down(found) or "nothing", flush=True)
     print("\n".join(table(cases, dict.fromkeys(KINDS, DEADLINE_S))))
