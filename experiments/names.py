@@ -101,6 +101,15 @@ class Stages(StrEnum):
     """RoPE, rotation and quantisation of q in one kernel, as where indexer fusion is on: nothing is left between launch point and join."""
 
 
+class Logits(StrEnum):
+    """Whose kernel scores the keys."""
+
+    CPLAB = "cplab"
+    """Ours: torch's products where a device has no kernel of ours."""
+    DEEPGEMM = "deepgemm"
+    """DeepGEMM's `fp8_mqa_logits`, the one SGLang calls, where its package is installed. Its sums are grouped otherwise: bits of its own."""
+
+
 class Execution(StrEnum):
     """How a trial's kernels get to the device."""
 

@@ -7,7 +7,7 @@ import re
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from experiments.errors import unknown_name
-from experiments.names import Execution, Payload, Schedule, Stages, Transport
+from experiments.names import Execution, Logits, Payload, Schedule, Stages, Transport
 
 _USER_SCHEDULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -23,6 +23,8 @@ class ArmSpec(BaseModel):
     transport: Transport = Transport.COLLECTIVE
     """`symmetric_memory`: CUDA only, all ranks on one host, over a process_group fabric."""
     stages: Stages = Stages.SEPARATE
+    logits: Logits = Logits.CPLAB
+    """`deepgemm`: CUDA only, 32 or 64 heads of 128."""
     execution: Execution = Execution.EAGER
     reserved_sms: int = Field(0, ge=0, le=128)
     """SMs that GEMMs and logits leave to others, so that a collective of that many CTAs never waits for one of their waves; CUDA only."""

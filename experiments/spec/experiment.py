@@ -11,7 +11,19 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from experiments.errors import SpecError
-from experiments.names import BASELINE_ARM, Device, Execution, FabricKind, Payload, Regime, Scope, Split, Stages, Transport
+from experiments.names import (
+    BASELINE_ARM,
+    Device,
+    Execution,
+    FabricKind,
+    Logits,
+    Payload,
+    Regime,
+    Scope,
+    Split,
+    Stages,
+    Transport,
+)
 from experiments.spec.arms import ArmSpec
 from experiments.spec.cell import Cell
 from experiments.spec.chain import ChainSpec
@@ -154,6 +166,7 @@ class ExperimentSpec(BaseModel):
         for name, arm in self.arms.items():
             needs = {
                 "stages": arm.stages is Stages.FUSED,
+                "logits": arm.logits is Logits.DEEPGEMM,
                 "execution": arm.execution is Execution.CUDA_GRAPH,
                 "reserved_sms": arm.reserved_sms > 0,
                 "transport": arm.transport is Transport.SYMMETRIC_MEMORY,
@@ -161,6 +174,11 @@ class ExperimentSpec(BaseModel):
             wanted = [factor for factor, is_wanted in needs.items() if is_wanted]
             if wanted and self.device is not Device.CUDA:
                 raise ValueError(f"arms.{name}.{wanted[0]} {getattr(arm, wanted[0])} needs device cuda, not {str(self.device)!r}")
+            heads = self.dims.num_heads
+            if arm.logits is Logits.DEEPGEMM and heads not in (32, 64):
+                raise ValueError(
+                    f"arms.{name}.logits {arm.logits} scores 32 or 64 heads, not {heads}: change dims.num_heads, or use logits cplab"
+                )
             played = [fabric.name for fabric in self.cells.fabric if fabric.kind is not FabricKind.PROCESS_GROUP]
             if arm.transport is Transport.SYMMETRIC_MEMORY and played:
                 raise ValueError(

@@ -6,7 +6,7 @@ It knows ranks as handles that give futures: Ray actors (`ray_ranks`) or plain c
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -66,6 +66,8 @@ class RankHandle(Protocol):
 BLAME_S = 1.0
 EVIDENCE_S = 4.0
 """For the owners' answers on how their ranks stand; a dead node's does not come."""
+KILL_S = 15.0
+"""For owners to end their ranks."""
 
 
 def _put(done: SimpleQueue[int], rank: int, _: Future[Any]) -> None:
@@ -160,7 +162,7 @@ class RankGroup:
 
     def _give_up(self, failures: Sequence[Failure], doing: str) -> None:
         standings = self._standings()
-        self.kill_ranks()
+        self.kill_ranks({rank for rank, standing in enumerate(standings) if standing is None})
         failure = culprit(failures, standings)
         where, fault = self.handles[failure.rank].where, failure.fault
         arm = f", arm {fault.arm!r}" if fault and fault.arm else ""
@@ -176,9 +178,10 @@ class RankGroup:
         wait(futures, EVIDENCE_S)
         return [future.result() if future.done() and future.exception() is None else None for future in futures]
 
-    def kill_ranks(self) -> None:
-        """Ends every rank process; their owners live on."""
-        wait([handle.kill_rank() for handle in self.handles], 15)
+    def kill_ranks(self, silent: Collection[int] = ()) -> None:
+        """Ends every rank process; their owners live on. Those known to be silent are told, and not waited for."""
+        killed = [handle.kill_rank() for handle in self.handles]
+        wait([done for rank, done in enumerate(killed) if rank not in silent], KILL_S)
         self.joined = []
 
     def close(self) -> None:

@@ -25,12 +25,12 @@ from tests.hosts.bench import Bench, Host, bench, missing_bench_piece, wait_for_
 from tests.hosts.launcher import TOKEN, fill_in, ray_down, ray_up, wait_for_nodes
 
 RATE_MBPS, SLOW_MBPS = 16.0, 1.6
-GATHER_S = 2.0
-"""512 KiB a rank take a quarter of a second at the first rate, 2.5 s at the second."""
+GATHER_S = 1.0
+"""256 KiB a rank take an eighth of a second at the first rate, 1.3 s at the second."""
 DEADLINE_S = GATHER_S + 10.0
 MEASUREMENT = {"trials_per_block": 2, "control_trials": 2, "gather_timeout_s": GATHER_S}
 LINKS = {
-    **{**SPEC, "workload": {"kind": "grid", "new_tokens": [4096]}, "placement": {"ranks_per_node": 1}},
+    **{**SPEC, "workload": {"kind": "grid", "new_tokens": [2048]}, "placement": {"ranks_per_node": 1}},
     "cells": {"cp_size": 2, "split": ["zigzag", "interleave"], "fabric": "process_group"},
     "measurement": {**SPEC["measurement"], **MEASUREMENT},  # type: ignore[dict-item]
 }

@@ -65,7 +65,8 @@ def test_identity_is_content():
         ("arms.overlapped.schedule=overlap_rotat", "unknown schedule 'overlap_rotat' (did you mean 'overlap_rotate'?)"),
         (
             "arms.overlapped.sched=serial",
-            "unknown key 'sched' (did you mean 'schedule'?); allowed: execution, payload, planted_wait_us, reserved_sms, schedule, stages, transport",
+            "unknown key 'sched' (did you mean 'schedule'?); allowed: execution, logits, payload, planted_wait_us, reserved_sms, schedule, "
+            "stages, transport",
         ),
         ("cells.fabric=ethernet", "unknown fabric 'ethernet'"),
         ("cells.fabric={kind: emulated, bandwidth_gbps: 1}", "unknown key 'bandwidth_gbps' (did you mean 'bandwidth_mbps'?)"),

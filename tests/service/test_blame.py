@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import pytest
 
 from experiments.names import Device
+from service.run import rank_group
 from service.run.blame import Failure, culprit
 from service.run.local_ranks import local_group
 from service.run.rank_group import GroupLostError, RankGroup, Whereabouts
@@ -113,3 +114,46 @@ def test_answers_may_come_in_any_order():
         assert group.ask(Ping(), 1) == [0, 1, 2]
     finally:
         Instant.ask = ask
+
+
+class Unreachable:
+    """A rank on a node that is cut off: whatever it is told, nothing comes back."""
+
+    where = Whereabouts("n1", "h1", "a1", "lo", 1, 1, 0)
+
+    def ask(self, request, timeout_s):
+        return Future()
+
+    standing = kill_rank = lambda self: Future()
+
+
+class Complaining(Instant):
+    """A rank whose peer does not come to the collective."""
+
+    def ask(self, request, timeout_s):
+        return answered(BROKEN.fault)
+
+    def standing(self):
+        return answered(alive(5))
+
+    def kill_rank(self):
+        self.futures.append(answered(None))
+        return self.futures[-1]
+
+
+def answered(value) -> Future:
+    future: Future = Future()
+    future.set_result(value)
+    return future
+
+
+@pytest.mark.timeout(60)
+def test_a_group_with_a_node_cut_off_is_given_up_without_waiting_for_that_node(monkeypatch):
+    monkeypatch.setattr(rank_group, "KILL_S", 3600.0)
+    killed: list[Future] = []
+    group = RankGroup([Complaining(killed), Unreachable()])
+    with pytest.raises(
+        GroupLostError, match=r"^rank 1 on h1 \(a1\).*: its owner, or the node, does not answer; rank 0: RuntimeError"
+    ):
+        group.ask(Ping(), 30)
+    assert len(killed) == 1, "those that can be reached are ended"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.names import Payload, Stages
+from experiments.names import Logits, Payload, Stages
 from experiments.spec.arms import ArmSpec
 from experiments.spec.dims import DimsSpec
 from workers.indexer.fused import FusedIndexer
@@ -24,12 +24,13 @@ class StageSettings(NamedTuple):
 
     stages: Stages
     reserved_sms: int
+    logits: Logits = Logits.CPLAB
     chained: Payload = Payload.BF16
     """As what keys reach the next layer of a chain. A payload changes no bit of a single layer's index keys: one `serial` serves them all."""
 
     @classmethod
     def of(cls, arm: ArmSpec, is_chain: bool) -> StageSettings:
-        return cls(arm.stages, arm.reserved_sms, arm.payload if is_chain else Payload.BF16)
+        return cls(arm.stages, arm.reserved_sms, arm.logits, arm.payload if is_chain else Payload.BF16)
 
     @property
     def unchained(self) -> StageSettings:
@@ -37,17 +38,23 @@ class StageSettings(NamedTuple):
         return self._replace(chained=Payload.BF16)
 
     def __str__(self) -> str:
-        return f"{self.stages} stages" + (f", {self.reserved_sms} SMs reserved" if self.reserved_sms else "")
+        logits = "" if self.logits is Logits.CPLAB else f", {self.logits} logits"
+        return f"{self.stages} stages{logits}" + (f", {self.reserved_sms} SMs reserved" if self.reserved_sms else "")
 
 
 def ops_of(settings: StageSettings, device: torch.device) -> StageOps:
-    """The kernels of a device; torch's own where there are none of ours."""
+    """The kernels of a device; torch's own where there are none of ours.
+
+    Raises:
+        UserError: Others' kernels are asked for, and not installed.
+    """
     if device.type == "meta":
         return SimulatedOps()
     if device.type == "cuda":
-        from workers.kernels.ops import CudaOps
+        from workers.kernels.ops import CudaOps, DeepGemmOps
 
-        return CudaOps(settings.reserved_sms, device)
+        ops = DeepGemmOps if settings.logits is Logits.DEEPGEMM else CudaOps
+        return ops(settings.reserved_sms, device)
     return TorchOps()
 
 

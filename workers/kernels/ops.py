@@ -8,13 +8,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from experiments.errors import UserError
 from workers.indexer import stages
 from workers.indexer.stages import RowRange
 from workers.kernels import fused, select, separate
+from workers.kernels.deep_gemm import deep_gemm_logits, load_deep_gemm
 from workers.kernels.logits import HEADS, mqa_logits
 from workers.kernels.nvrtc import count_sms
 from workers.kernels.project import project_key
 from workers.kernels.tile import HEAD_DIM
+from workers.kernels.topk import topk_positions_into
 
 HOPPER = (9, 0)
 """The logits kernel is written for its matrix instructions; other devices run torch's products."""
@@ -100,3 +103,59 @@ class CudaOps:
 
     def _runs_logits(self, num_heads: int) -> bool:
         return self._has_logits and num_heads in HEADS
+
+
+class DeepGemmOps(CudaOps):
+    """See `StageOps`: all stages ours but the logits; the top-k too, whose order is canonical."""
+
+    def __init__(self, reserved_sms: int, device: torch.device) -> None:
+        """
+        Raises:
+            UserError: The package does not load, or the GPU is another than its logits were checked on.
+        """
+        super().__init__(reserved_sms, device)
+        capability = torch.cuda.get_device_capability(device)
+        if capability != HOPPER:
+            raise UserError(
+                f"arms.*.logits deepgemm: checked on Hopper (compute capability 9.0), and {torch.cuda.get_device_name(device)} has "
+                f"{capability[0]}.{capability[1]}: use logits cplab"
+            )
+        load_deep_gemm()
+        self._sms = count_sms(device.index) - reserved_sms
+
+    def bytes_per_logit(self, num_heads: int) -> int:
+        """See `StageOps`."""
+        return select.BYTES_PER_LOGIT
+
+    def mqa_logits(
+        self,
+        q8_THD: torch.Tensor,
+        k8_ND: torch.Tensor,
+        k_scale_N: torch.Tensor,
+        gates_TH: torch.Tensor,
+        ks_T: torch.Tensor,
+        ke_T: torch.Tensor,
+    ) -> torch.Tensor:
+        """See `stages.mqa_logits`."""
+        return deep_gemm_logits(q8_THD, k8_ND, k_scale_N, gates_TH, ks_T, ke_T, self._sms, True)
+
+    def select(
+        self,
+        q8_THD: torch.Tensor,
+        k8_ND: torch.Tensor,
+        k_scale_N: torch.Tensor,
+        gates_TH: torch.Tensor,
+        ks_T: torch.Tensor,
+        ke_T: torch.Tensor,
+        topk: int,
+        ranges: tuple[RowRange, ...],
+    ) -> torch.Tensor:
+        """See `stages.select`."""
+        out_TK = select.empty_positions(q8_THD.shape[0], topk, ranges, q8_THD.device)
+        for r in ranges:
+            rows, keys = slice(r.start, r.end), slice(0, r.num_keys)
+            logits = deep_gemm_logits(
+                q8_THD[rows], k8_ND[keys], k_scale_N[keys], gates_TH[rows], ks_T[rows], ke_T[rows], self._sms, False
+            )
+            topk_positions_into(logits, ks_T[rows], ke_T[rows], out_TK[rows], self._num_sms)
+        return out_TK

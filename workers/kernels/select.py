@@ -43,11 +43,7 @@ def select(
         ranges: Of rows; rows in none of them are all -1.
         num_sms: How many SMs either kernel may use; 0 for all.
     """
-    num_rows = q8_THD.shape[0]
-    is_covered = sum(r.end - r.start for r in ranges) == num_rows
-    out_TK = torch.empty(num_rows, topk, dtype=torch.int32, device=q8_THD.device)
-    if not is_covered:
-        out_TK.fill_(-1)
+    out_TK = empty_positions(q8_THD.shape[0], topk, ranges, q8_THD.device)
     sizes = [(r.end - r.start) * _stride(r.num_keys) for r in ranges]
     buffer_B = torch.empty(max(sizes, default=0), dtype=torch.float32, device=q8_THD.device)
     for r, size in zip(ranges, sizes, strict=True):
@@ -56,6 +52,13 @@ def select(
         mqa_logits_into(q8_THD[rows], k8_ND[keys], k_scale_N[keys], gates_TH[rows], ks_T[rows], ke_T[rows], logits, num_sms)
         topk_positions_into(logits, ks_T[rows], ke_T[rows], out_TK[rows], num_sms)
     return out_TK
+
+
+def empty_positions(num_rows: int, topk: int, ranges: tuple[RowRange, ...], device: torch.device) -> torch.Tensor:
+    """int32 [T, K] for the selections of all ranges to be written into; rows in none of them are -1."""
+    out_TK = torch.empty(num_rows, topk, dtype=torch.int32, device=device)
+    is_covered = sum(r.end - r.start for r in ranges) == num_rows
+    return out_TK if is_covered else out_TK.fill_(-1)
 
 
 def _stride(num_keys: int) -> int:
