@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from workers.messages import RankFault
 from workers.standing import ProcessState, Standing
+
+_WIRE = ("gloo", "nccl", "connection")
+"""One of them is in what torch raises where a collective fails; it has no type for it."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def failure_of(rank: int, future: Future[Any]) -> Failure | None:
 def culprit(failures: Sequence[Failure], standings: Sequence[Standing | None]) -> Failure:
     """The failure to name, of at least one.
 
-    The likelier the cause and not the effect, the sooner: an arm's own error, a dead rank, a frozen one, an owner that is silent, a rank that has not
-    come to the collective in which the others wait. When all wait in the same one it is nobody's fault, and whoever complained first says so.
+    The likelier the cause and not the effect, the sooner: an arm's own error, a dead rank, a frozen one, an owner that is silent, a rank that is held
+    in a collective to which all have come, one that has not come to the collective in which the others wait. Else whoever complained first.
 
     Args:
         standings: Of every rank, in rank order; None where the owner does not answer.
@@ -68,15 +71,18 @@ def culprit(failures: Sequence[Failure], standings: Sequence[Standing | None]) -
             return _instead(first, rank, f"{standing.obituary}; {standing.progress.words}")
     if silent := [rank for rank, standing in enumerate(standings) if standing is None]:
         return _instead(first, silent[0], "its owner, or the node, does not answer")
-    entered = [standing.progress.entered for standing in standings if standing is not None]
-    last = min(range(len(entered)), key=lambda rank: entered[rank], default=first.rank)
-    if entered and entered[last] < max(entered):
-        standing = standings[last]
-        assert standing is not None
-        return _instead(first, last, f"it did not come to collective {max(entered)}: {standing.progress.words}")
-    if all(standing is not None and standing.progress.is_inside for standing in standings):
-        between = "every rank is alive and inside it: the link between them is cut or slow, or they do not gather the same"
-        return replace(first, cause=f"{first.cause}; collective {max(entered)}: {between}")
+    hindmost = min(
+        standings, key=lambda s: (s.progress.entered, not s.progress.is_inside) if s is not None else (0, False), default=None
+    )
+    if hindmost is None:
+        return first
+    rank, at = standings.index(hindmost), hindmost.progress
+    if at.is_inside and (first.is_late or any(word in first.cause.lower() for word in _WIRE)):
+        # All came to it: what holds it is on the way between them. Others may be out of it, or in the next one, with all that was sent to them.
+        held = "every rank is alive and came to it: the link between them is cut or slow, or they do not gather the same"
+        return _instead(first, rank, f"held inside collective {at.entered}: {held}")
+    if at.entered < (most := max(s.progress.entered for s in standings if s is not None)):
+        return _instead(first, rank, f"it did not come to collective {most}: {at.words}")
     return first
 
 

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.on_gpu OUT [--only tests,kernels,nvlink,...]
 
 Ranks are plain child processes of this one, so a machine with one GPU needs no Ray. What is measured goes to OUT/home as records: elsewhere
-`CPLAB_HOME=OUT/home cplab report SWEEP` draws it, and `cplab sync SWEEP` publishes it.
+`CPLAB_HOME=OUT/home cplab report SWEEP` draws it, and `cplab sync SWEEP` publishes it. `deepgemm` runs where the package deep_gemm is installed; the
+tests and the kernels' benchmark take it in there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from experiments import catalogue
@@ -37,6 +39,16 @@ EXPERIMENTS: dict[str, tuple[str, list[str]]] = {
     "layer": ("one_gpu_layer", []),
     "interleave": ("one_gpu", ["cells.split=[interleave]", FIRST, SIZES]),
     "streaming": ("one_gpu", ["cells.regime=[streaming]", FIRST, SIZES]),
+    "deepgemm": (
+        "one_gpu",
+        [
+            "arms={baseline: {logits: deepgemm}, overlapped: {logits: deepgemm, schedule: overlap_rotate}, "
+            "query: {logits: deepgemm, schedule: overlap_query}, our_logits: {}}",
+            "cells.scope=[indexer]",
+            FIRST,
+            SIZES,
+        ],
+    ),
     "aa": (
         "one_gpu",
         [
@@ -78,7 +90,8 @@ def run_experiment(name: str, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="tests,kernels," + ",".join(EXPERIMENTS))
+    installed = [name for name in EXPERIMENTS if name != "deepgemm" or find_spec("deep_gemm")]
+    parser.add_argument("--only", default="tests,kernels," + ",".join(installed))
     args = parser.parse_args()
     (args.out / "home").mkdir(parents=True, exist_ok=True)
     steps: dict[str, Callable[[Path], None]] = {"tests": run_tests, "kernels": run_kernels}

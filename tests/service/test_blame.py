@@ -19,6 +19,7 @@ from workers.messages import JoinGroup, Ping, RankFault, StoreOpen
 from workers.standing import ProcessState, Standing
 
 BROKEN = Failure(0, "RuntimeError: Connection closed by peer", RankFault("rank", "RuntimeError: Connection closed by peer", ""))
+ITS_OWN = Failure(0, "ValueError: odd", RankFault("rank", "ValueError: odd", ""))
 LATE = Failure(0, "no answer to RunBlock within 30 s", is_late=True)
 DEAD = Failure(1, "the rank process 7 was killed by SIGKILL")
 
@@ -27,7 +28,10 @@ def alive(entered: int) -> Standing:
     return Standing(ProcessState.ALIVE, progress=Progress(entered, entered - 1, "all_gather", 5.0, "RunBlock, arm baseline"))
 
 
-OUTSIDE = Standing(ProcessState.ALIVE, progress=Progress(5, 5, "all_gather", 5.0, "RunBlock, arm baseline"))
+def out_of(left: int) -> Standing:
+    return Standing(ProcessState.ALIVE, progress=Progress(left, left, "all_gather", 5.0, "RunBlock, arm baseline"))
+
+
 STOPPED = Standing(ProcessState.STOPPED, "the rank process 7 is stopped", Progress(4, 4, "all_gather", 5.0, "RunBlock"))
 
 
@@ -38,9 +42,24 @@ STOPPED = Standing(ProcessState.STOPPED, "the rank process 7 is stopped", Progre
         ([BROKEN], [alive(5), STOPPED], 1, "7 is stopped; RunBlock, out of collective 4 .*; rank 0: RuntimeError"),
         ([LATE], [alive(5), STOPPED], 1, "7 is stopped"),
         ([BROKEN], [alive(5), None], 1, "its owner, or the node, does not answer; rank 0: RuntimeError"),
-        ([BROKEN], [alive(5), alive(4)], 1, "did not come to collective 5: .*inside collective 4"),
-        ([BROKEN], [alive(5), alive(5)], 0, "Connection closed by peer; collective 5: .* the link between them is cut or slow"),
-        ([BROKEN], [alive(5), OUTSIDE], 0, "Connection closed by peer$"),
+        (
+            [BROKEN],
+            [alive(5), out_of(4)],
+            1,
+            "did not come to collective 5: RunBlock, arm baseline, out of collective 4 .*; rank 0: Runtime",
+        ),
+        (
+            [BROKEN],
+            [alive(5), alive(5)],
+            0,
+            "held inside collective 5: .* the link between them is cut or slow.*; RuntimeError: Connection",
+        ),
+        ([BROKEN], [alive(5), out_of(5)], 0, "held inside collective 5: every rank is alive and came to it: the link"),
+        ([BROKEN], [out_of(5), alive(5)], 1, "held inside collective 5: every rank is alive and came to it: the link"),
+        ([BROKEN], [alive(5), alive(4)], 1, "held inside collective 4: .* the link .*; rank 0: RuntimeError: Connection closed"),
+        ([LATE], [alive(5), alive(5)], 0, "held inside collective 5"),
+        ([ITS_OWN], [alive(5), out_of(5)], 0, "ValueError: odd$"),
+        ([BROKEN], [out_of(5), out_of(5)], 0, "Connection closed by peer$"),
         ([BROKEN, Failure(1, "boom", RankFault("schedule", "boom", "", "mine"))], [alive(5), STOPPED], 1, "boom"),
     ],
 )
