@@ -15,8 +15,10 @@ MEAN_PAUSE_S = 0.3
 class Neighbour:
     """A context: the process lives as long as it."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self._process = multiprocessing.get_context("spawn").Process(target=_burst_forever, args=(seed,), daemon=True)
+    def __init__(self, seed: int = 0, mean_pause_s: float = MEAN_PAUSE_S) -> None:
+        """`mean_pause_s`: 0 for a core that is never left alone."""
+        target, args = _burst_forever, (seed, mean_pause_s)
+        self._process = multiprocessing.get_context("spawn").Process(target=target, args=args, daemon=True)
 
     def __enter__(self) -> Neighbour:
         self._process.start()
@@ -27,10 +29,10 @@ class Neighbour:
         self._process.join()
 
 
-def _burst_forever(seed: int) -> None:
+def _burst_forever(seed: int, mean_pause_s: float) -> None:
     rng = random.Random(seed)
     while True:
         end_s = time.monotonic() + rng.expovariate(1 / MEAN_BURST_S)
         while time.monotonic() < end_s:
             pass
-        time.sleep(rng.expovariate(1 / MEAN_PAUSE_S))
+        time.sleep(mean_pause_s * rng.expovariate(1))

@@ -11,12 +11,16 @@ from enum import StrEnum
 from typing import Any
 
 from experiments.names import AA_ARM, BASELINE_ARM
+from experiments.spec.arms import ArmSpec
 from service.judge.change import JudgedSweep
 from service.judge.interval import standard_error
 from service.judge.judging import evidence_in, regime_of
 from service.judge.results import CellRecord
 from service.judge.samples import by_launch, launch_time_us, reduce_trials
 from service.machine import machine_of
+
+FIRST_FACTORS = ("schedule", "payload", "transport", "stages", "execution", "reserved_sms", "planted_wait_us")
+"""Those that arms had when the first nights were kept."""
 
 
 class Kind(StrEnum):
@@ -148,6 +152,13 @@ def _setting(sweep: JudgedSweep, record: CellRecord) -> str:
         for name, value in machine_of(sweep.result.environment).items()
         if not name.startswith("cp_size ") or name == other_sizes
     }
-    baseline = sweep.spec.arms[BASELINE_ARM].model_dump(mode="json")
+    baseline = factors_of(sweep.spec.arms[BASELINE_ARM])
     parts: dict[str, Any] = {"methodology": sweep.result.methodology_version, "machine": machine, "baseline": baseline}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def factors_of(arm: ArmSpec) -> dict[str, Any]:
+    """The factors that tell one setting from another. One that came later counts only where it is not at its default: the nights from before it
+    go on."""
+    changed = arm.model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in arm.model_dump(mode="json").items() if name in FIRST_FACTORS or name in changed}

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_nights --home DIR [--quick] [--set KEY=VALUE]
 
-Twelve nights of a short CPU suite (two cells of the loopback, 20 launches, A/A), each a `cplab nightly` of its own with a made-up date: eight
-quiet, one with 5 % planted in `overlapped` (a wait on the main lane), a quiet one, one beside processes that load every core half of the time,
-and a quiet one. About an hour on two cores. Nobody else may compute meanwhile: look at the `load` column. Nights that are in DIR already are
-not measured again, so a run that was cut off goes on.
+Fourteen nights of a short CPU suite (two cells of the loopback, 20 launches, A/A), each a `cplab nightly` of its own with a made-up date: eight
+quiet, one with 5 % planted in `overlapped` (a wait on the main lane), a quiet one, one beside processes that load every core half of the time, a
+quiet one, one beside processes that load every core all of the time, and a quiet one. A good hour on two cores. Nobody else may compute meanwhile:
+look at the `load` column. Nights that are in DIR already are not measured again, so a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.names import BASELINE_ARM
-from service.calibrate.neighbour import Neighbour
+from service.calibrate.neighbour import MEAN_PAUSE_S, Neighbour
 from service.history.suspect import MIN_NIGHTS, Suspect
 from service.judge.results import SweepResult
 from service.run.sweep import load_result
@@ -42,22 +42,26 @@ PLANTED_PCT = 5.0
 
 @dataclass(frozen=True)
 class Planned:
-    """One night. `called`: who has to be asked about it; None for nobody."""
+    """One night. `called`: who has to be asked about it; None for nobody. `pause_s`: how long the processes that load the cores pause between
+    bursts; None where there are none."""
 
     night: str
     what: str
     called: Suspect | None = None
+    pause_s: float | None = None
 
 
 def plan() -> list[Planned]:
-    whats: list[tuple[str, Suspect | None]] = [("quiet", None)] * (MIN_NIGHTS + 1)
+    whats: list[tuple[str, Suspect | None, float | None]] = [("quiet", None, None)] * (MIN_NIGHTS + 1)
     whats += [
-        (f"{PLANTED_PCT:g} % in {ARM}", Suspect.CODE),
-        ("quiet", None),
-        ("loaded cores", Suspect.ENVIRONMENT),
-        ("quiet", None),
+        (f"{PLANTED_PCT:g} % in {ARM}", Suspect.CODE, None),
+        ("quiet", None, None),
+        ("cores loaded half of the time", Suspect.ENVIRONMENT, MEAN_PAUSE_S),
+        ("quiet", None, None),
+        ("cores loaded", Suspect.ENVIRONMENT, 0.0),
+        ("quiet", None, None),
     ]
-    return [Planned(f"2026-01-{day:02d}", what, called) for day, (what, called) in enumerate(whats, 1)]
+    return [Planned(f"2026-01-{day:02d}", *rest) for day, rest in enumerate(whats, 1)]
 
 
 def measure(planned: Planned, home: Path, options: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +70,8 @@ def measure(planned: Planned, home: Path, options: Sequence[str]) -> dict[str, A
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", TRACKING_ENV_VAR)}
     command = [sys.executable, "-m", "service", "nightly", *SUITE, *options, "--night", planned.night, "--json", str(file)]
     with (home / "nights.log").open("a") as log, contextlib.ExitStack() as loaded:
-        for seed in range((os.cpu_count() or 1) if planned.called is Suspect.ENVIRONMENT else 0):
-            loaded.enter_context(Neighbour(seed))
+        for seed in range(0 if planned.pause_s is None else os.cpu_count() or 1):
+            loaded.enter_context(Neighbour(seed, planned.pause_s or 0.0))
         subprocess.run(command, cwd=ROOT, env=environment | {HOME_ENV_VAR: str(home)}, stdout=log, stderr=log, check=False)
     return dict(json.loads(file.read_text()))
 
@@ -89,13 +93,13 @@ def suspects_of(summary: dict[str, Any]) -> list[str]:
 
 
 def is_right(planned: Planned, summary: dict[str, Any]) -> bool:
-    """Whether it says what was planted: a regression of code, an environment that moved and no code, or nothing that fails a night."""
+    """Whether it says what was planted: a regression of code that began, an environment that moved and no code, or nothing that began."""
     said = set(suspects_of(summary))
     if planned.called is Suspect.CODE:
         return summary["status"] == "REGRESSION" and said == {Suspect.CODE}
     if planned.called is Suspect.ENVIRONMENT:
         return said == {Suspect.ENVIRONMENT}
-    return bool(summary["exit_code"] == 0)
+    return not said
 
 
 def line(planned: Planned, summary: dict[str, Any], result: SweepResult, took_s: float) -> str:

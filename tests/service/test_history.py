@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.names import Logits, Stages
+from experiments.spec.arms import ArmSpec
 from service.history.change_points import Scatter, find_steps, launch_variances, level, scatter_of
-from service.history.series import History, Key, Kind, NightPoints, Point, Value, histories_of
+from service.history.series import History, Key, Kind, NightPoints, Point, Value, factors_of, histories_of
 from service.history.suspect import LOOKS, MIN_NIGHTS, Finding, Move, Suspect, read_night
 
 LAUNCHES = 12
@@ -228,3 +230,14 @@ def test_other_settings_cells_and_arms_are_series_of_their_own() -> None:
     nights = [night("1", here), night("2", there), night("3", here, Key("this machine", "b", "x"), Key("this machine", "a", "y"))]
     found = {(h.key.cell_id, h.key.arm): [p.night for p in h.points] for h in histories_of(nights)}
     assert found == {("a", "x"): ["1", "3"], ("b", "x"): ["3"], ("a", "y"): ["3"]}
+
+
+def test_a_factor_that_came_later_ends_no_series_until_it_is_used():
+    """The digest of a setting is kept with every night: what nights from before the factor had must come out again."""
+    first = {
+        **{"schedule": "serial", "payload": "bf16", "transport": "collective", "stages": "separate", "execution": "eager"},
+        **{"reserved_sms": 0, "planted_wait_us": 0.0},
+    }
+    assert factors_of(ArmSpec()) == first
+    assert factors_of(ArmSpec(logits=Logits.DEEPGEMM)) == {**first, "logits": "deepgemm"}
+    assert factors_of(ArmSpec(stages=Stages.FUSED)) == {**first, "stages": "fused"}
