@@ -16,7 +16,7 @@ from experiments.spec.cell import KEY_BYTES
 from workers import collective_log
 from workers.affinity import settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
-from workers.fabrics.gpus import boot_id, gpu_uuid, take_gpu, wait_for_mps
+from workers.fabrics.gpus import boot_id, gpu_uuid, refuse_what_this_gpu_cannot_hold, take_gpu, wait_for_mps
 from workers.fabrics.transport import CollectiveTransport, open_transport, rendezvous
 from workers.lanes import Lanes, make_lanes
 from workers.messages import (
@@ -121,8 +121,9 @@ class CPRank:
         gc.collect()
         # A join outlasts the gather under it: the group's own time-out, which names the missing rank, comes first.
         self._lanes = make_lanes(request.cell.device, request.simulation, 2 * self._joined.timeout_s)
-        if request.cell.device is Device.CUDA and self._monitor is None:
-            self._monitor = DeviceMonitor()
+        if request.cell.device is Device.CUDA:
+            refuse_what_this_gpu_cannot_hold(request.cell, request.num_inputs)
+            self._monitor = self._monitor or DeviceMonitor()
         self._request = request
         transport = self._transport.limited_to(request.cell.fabric.nccl_ctas)
         self._cell = PreparedCell(request, self._joined.rank, self._lanes, transport)

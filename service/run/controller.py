@@ -99,6 +99,8 @@ class Controller:
         self.tasks = deque(missing_tasks(self._plan, done, invalid))
         self.arms = arms_with_serial(timed_arms(spec))
         self.failure: str = ""
+        self.refusal: str = ""
+        """What the user has to mend, where ranks found it before anything was measured; `failure` says so too."""
         self.given_up: dict[str, str] = {}
         """Label of a cell -> why it was given up."""
         self._make_group, self._observers = make_group, list(observers)
@@ -106,6 +108,7 @@ class Controller:
         self._import_paths, self._decided = tuple(import_paths), decided
         self._began_s = time.monotonic() - spent_s
         self._failures: Counter[Visit] = Counter()
+        self._has_measured = bool(done)
         self._ranks: tuple[dict[str, Any], ...] = ()
         self._pause = pause
         self._group: RankGroup | None = None
@@ -258,6 +261,7 @@ class Controller:
         else:
             kind, variants, trials = CONTROLS, control_variants(self.spec.arms), plan.control_trials
         reports, wall_us = self._ask_block(block_of(variants, trials, len(cell.steps), *self._identity(task)))
+        self._has_measured = True
         self._tell("measured", task, kind, reports, wall_us, self._live_group().shares_clock)
         self._invalidate_for(task, reports)
 
@@ -325,6 +329,7 @@ class Controller:
         match decision:
             case Decision.STOP:
                 self.failure = str(error) + (f"\n{error.evidence}" if error.evidence else "")
+                self.refusal = "" if self._has_measured else str(error)
                 self.tasks.clear()
                 return
             case Decision.INVALIDATE:

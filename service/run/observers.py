@@ -96,7 +96,8 @@ class ProgressBar(Observer):
     def failed(self, task: Task, attempt: Attempt, repeats: int) -> None:
         self._total += repeats
         self._progress.update(self._bar, total=self._total)
-        self._progress.console.print(_failed_words(task, attempt), markup=False, highlight=False)
+        if attempt.decision is not Decision.STOP:  # said when the sweep ends
+            self._progress.console.print(_failed_words(task, attempt), markup=False, highlight=False)
 
 
 class PlainLines(Observer):
@@ -123,7 +124,8 @@ class PlainLines(Observer):
 
     def failed(self, task: Task, attempt: Attempt, repeats: int) -> None:
         self._total += repeats
-        print(_failed_words(task, attempt), flush=True)
+        if attempt.decision is not Decision.STOP:  # said when the sweep ends
+            print(_failed_words(task, attempt), flush=True)
 
 
 def progress(total: int) -> ProgressBar | PlainLines:

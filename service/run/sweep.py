@@ -155,7 +155,7 @@ def measure(
 
     Raises:
         SweepKilledError: The sweep is marked KILLED, and what was measured is kept.
-        UserError: Another driver writes this sweep.
+        UserError: Another driver writes this sweep; or ranks found what the user can mend before anything was measured.
     """
     sweep_id = resumed.sweep_id if resumed else sweep_id or new_sweep_id()
     with claimed(records.path, sweep_id):
@@ -201,6 +201,8 @@ def measure(
             controller.close()
         failure = controller.failure or given_up_words(controller.given_up, len(expansion.cells))
         records.end_sweep(sweep_id, SweepStatus.FAILED if failure else SweepStatus.FINISHED, failure)
+        if controller.refusal:
+            raise UserError(controller.refusal)
     return sweep_id
 
 

@@ -139,6 +139,25 @@ def test_what_only_a_user_can_mend_stops_the_sweep_and_says_why():
     assert "stack" in made.failure
     assert [a.decision for _, a, _ in watcher.of("failed")] == [Decision.STOP]
     assert groups[0].is_closed
+    assert made.refusal == "rank 0: no such checkpoint", "nothing was measured: the user's mistake, and no sweep that failed"
+
+
+def test_what_a_user_breaks_under_way_leaves_what_was_measured():
+    seen = []
+
+    def answer(_):
+        seen.append(1)
+        return (
+            GroupLostError("rank 0: no such checkpoint", fault=RankFault("user", "no such checkpoint", ""))
+            if len(seen) > 1
+            else None
+        )
+
+    made, watcher, _groups = controller({PrepareCell: answer})
+    made.run()
+    assert watcher.of("measured")
+    assert made.failure.startswith("rank 0: no such checkpoint")
+    assert made.refusal == ""
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from experiments.errors import UserError
 from experiments.names import Device, Verdict
@@ -18,6 +19,7 @@ from service.run.sweep import load_result
 from service.store.records import Records
 from tests.conftest import make_cell
 from tests.service.synthetic import ENVIRONMENT, home_in, make_spec, make_sweep
+from workers.fabrics.gpus import refuse_what_this_gpu_cannot_hold
 
 
 @pytest.fixture
@@ -50,6 +52,19 @@ def test_sharing_needs_mps(one_gpu):
     (one_gpu / "control").touch()
     refuse(4, 0.25)
     local_group(4, Device.CUDA, 0.25).close()
+
+
+def test_a_cell_larger_than_its_gpu(monkeypatch):
+    cell = make_cell(cp_size=2, device=Device.CUDA)
+    needed = cell.bytes_per_rank(3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, needed))
+    refuse_what_this_gpu_cannot_hold(cell, 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, needed - 1))
+    with pytest.raises(
+        UserError, match=r"workload: a rank of cell .* needs about .* GiB, and its NVIDIA H100 has .* GiB: shorter prompts"
+    ):
+        refuse_what_this_gpu_cannot_hold(cell, 3)
 
 
 def test_cpu_ranks_need_no_gpu(one_gpu):

@@ -7,6 +7,8 @@ import os
 import pytest
 
 from experiments import catalogue
+from experiments.errors import UserError
+from experiments.names import SweepStatus
 from service.judge.verdict import Verdict
 from service.run.local_ranks import local_group
 from service.run.sweep import load_result, measure
@@ -46,3 +48,16 @@ def test_a_mutant_is_invalid_and_shows_no_speed(tmp_path, mutant, says):
     for arm in cell.arms:
         assert arm.verdict is Verdict.INVALID
         assert (arm.latency, arm.tokens_per_s, arm.comparison, arm.account) == (None, None, None, None)
+
+
+def test_what_only_ranks_can_see_is_refused_like_any_mistake(tmp_path, capfd):
+    """A folder that the driver's node need not have: no verdict of anything, one line, and a sweep that says why it ended."""
+    spec = catalogue.load("quickstart", [*SMALL, f"weights.checkpoint={tmp_path / 'gone'}"])
+    records = Records(tmp_path / "records.db")
+    with pytest.raises(UserError, match=r"^rank \d on .*weights.checkpoint.*no folder.* \[PrepareCell\]$"):
+        measure(spec, spec.expand(), records, local_group, lambda _: None, {}, [os.getcwd()])
+    ((status, failure),) = records.connection.execute("SELECT status, failure FROM sweep").fetchall()
+    records.close()
+    assert status == SweepStatus.FAILED
+    assert "no folder" in failure
+    assert "LOST" not in capfd.readouterr().out

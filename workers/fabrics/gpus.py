@@ -14,6 +14,7 @@ import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from experiments.errors import UserError
+from experiments.spec.cell import Cell
 from workers.fabrics import nccl
 
 MPS_ENABLED = 133
@@ -67,6 +68,19 @@ def take_gpu(gpus: tuple[str, ...], node_index: int) -> None:
     if not torch.cuda.is_available():
         raise UserError("device cuda: this rank's node has no CUDA device that torch can use")
     torch.cuda.set_device(0 if gpus else node_index % torch.cuda.device_count())
+
+
+def refuse_what_this_gpu_cannot_hold(cell: Cell, num_inputs: int) -> None:
+    """
+    Raises:
+        UserError: The cell's tensors of one rank alone are more than the current device's memory.
+    """
+    needed_bytes, all_bytes = cell.bytes_per_rank(num_inputs), torch.cuda.mem_get_info()[1]
+    if needed_bytes > all_bytes:
+        raise UserError(
+            f"workload: a rank of cell {cell.label} needs about {needed_bytes / 2**30:.0f} GiB, and its {torch.cuda.get_device_name()} has "
+            f"{all_bytes / 2**30:.0f} GiB: shorter prompts, a larger cells.cp_size or smaller dims"
+        )
 
 
 def meet_gpus(store: Store, rank: int, world_size: int) -> GpuMap:
