@@ -177,7 +177,7 @@ def _plan(experiment: Any) -> ExitCode:
 
 def _publish(home: Any, sweep_id: str) -> bool:
     """Publishes from the records. A tracker that is down costs a warning: the records have everything."""
-    from service.run.sweep import load_result
+    from service.store.judged import load_result
     from service.store.records import Records
     from service.store.tracking import TrackingError, publish
 
@@ -249,8 +249,8 @@ def compare(
     from experiments.names import Verdict
     from service.judge.change import compare_sweeps
     from service.report.change_table import change_lines, changes_json
-    from service.run.sweep import load_judged
     from service.store.home import open_home
+    from service.store.judged import load_judged
     from service.store.source import open_sweep
 
     home = open_home()

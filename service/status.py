@@ -9,8 +9,8 @@ from typing import Any
 
 from experiments.names import SweepStatus
 from service.run.resume import ended_visits
-from service.run.sweep import utc
 from service.store.claim import claimant
+from service.store.judged import utc
 from service.store.records import Records
 
 LAST_FAILURES = 5

@@ -46,6 +46,9 @@ from workers.prepared_cell import PreparedCell
 from workers.traced_trial import trace_arms
 from workers.verify import ArmError, run_arm, verify_cell
 
+GLOO_ADVICE = " This is typically caused by"
+"""Where an error of gloo's has said what happened."""
+
 
 class CPRank:
     """See the module. `answer` never raises: what goes wrong is an answer too."""
@@ -83,7 +86,7 @@ class CPRank:
         except UserError as error:
             return RankFault("user", str(error), "")
         except Exception as error:  # the rank outlives its errors; the controller decides what they mean
-            first_line = str(error).partition("\n")[0]  # CUDA's errors are followed by advice
+            first_line = str(error).partition("\n")[0].partition(GLOO_ADVICE)[0]  # CUDA's advice begins on the next line
             return RankFault("rank", f"{type(error).__name__}: {first_line}", traceback.format_exc())
         raise AssertionError(f"a rank is not asked {type(request).__name__}")
 

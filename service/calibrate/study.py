@@ -23,7 +23,8 @@ from service.judge.results import CellRecord, SweepResult
 from service.judge.samples import Sample, by_launch, reduce_trials
 from service.run.controller import Action, Observer
 from service.run.rank_group import RankGroup
-from service.run.sweep import load_result, measure
+from service.run.sweep import measure
+from service.store.judged import load_result
 from service.store.records import Records
 
 CELL = (

@@ -10,7 +10,7 @@ from experiments.names import METHODOLOGY_VERSION, SweepStatus
 from service.history.series import History, NightPoints, histories_of, points_of
 from service.history.store import NightStore
 from service.machine import code_of, differences, machine_of
-from service.run.sweep import load_judged
+from service.store.judged import load_judged
 from service.store.records import SAMPLES_REMOVED, Records
 
 NIGHT = "night"

@@ -94,7 +94,7 @@ def _measure(experiment: ExperimentSpec, home: Home, extra: Mapping[str, Any], w
 
 def _publish(home: Home, sweep_id: str) -> None:
     """Once the night is read: how it ended is part of what is published. A tracker that is down costs a warning."""
-    from service.run.sweep import load_result
+    from service.store.judged import load_result
     from service.store.records import Records
     from service.store.tracking import publish
 

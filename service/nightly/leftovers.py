@@ -10,8 +10,8 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.names import SweepStatus
 from experiments.spec.experiment import ExperimentSpec
-from service.run.sweep import load_result
 from service.store.claim import claimant
+from service.store.judged import load_result
 from service.store.planned_run import KEY_TAG, plan_runs
 from service.store.records import Records, UnknownSweepError
 from service.store.schema import Transaction

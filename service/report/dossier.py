@@ -9,7 +9,7 @@ from typing import Any
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.projection import Layer, ProjectedArm, project_sweep
 from service.judge.results import SweepResult
-from service.run.sweep import load_result, utc
+from service.store.judged import load_result, utc
 from service.store.records import Records
 from service.store.source import Source
 

@@ -13,22 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from experiments.errors import SpecError, UserError
-from experiments.names import METHODOLOGY_VERSION, Device, SweepStatus
+from experiments.names import Device, SweepStatus
 from experiments.spec.cell import Cell
 from experiments.spec.experiment import Expansion, ExperimentSpec
 from service.environment import environment
 from service.errors import ExitCode, SweepKilledError
-from service.judge.change import JudgedSweep
-from service.judge.judging import is_decided, judge_sweep
+from service.judge.judging import is_decided
 from service.judge.results import CellRecord, SweepResult
-from service.judge.suspects import suspects
 from service.preflight import noise
 from service.run.cluster import connect, refuse_if_too_small
 from service.run.controller import Controller, Observer
@@ -40,7 +37,8 @@ from service.run.resources import refuse_what_this_machine_cannot_hold
 from service.run.resume import Resumption
 from service.store.claim import claimed
 from service.store.home import Home
-from service.store.records import SAMPLES_REMOVED, Records
+from service.store.judged import load_result, utc
+from service.store.records import Records
 from service.store.space import RecordsError, refuse_without_room
 
 CLEAN_UP_S = 10.0
@@ -235,56 +233,6 @@ def given_up_words(given_up: Mapping[str, str], num_cells: int) -> str:
     return f"gave up {len(given_up)} of {num_cells} cells: {causes}"
 
 
-def load_result(records: Records, sweep_id: str) -> SweepResult:
-    """A sweep as judged from its records, whenever that is asked."""
-    row = records.sweep(sweep_id)
-    if row["methodology_version"] != METHODOLOGY_VERSION:
-        raise UserError(
-            f"SWEEP: {sweep_id} was measured under methodology {row['methodology_version']}, this version judges {METHODOLOGY_VERSION}: "
-            "use the version of cplab that measured it"
-        )
-    if removed := row["environment"].get(SAMPLES_REMOVED):
-        raise UserError(
-            f"SWEEP: the samples of {sweep_id} were removed on {removed} (`cplab gc`): its report.html and result.json are artifacts of its "
-            "summary run in MLflow"
-        )
-    spec = ExperimentSpec.model_validate(row["spec"])
-    cells = records.cells(sweep_id)
-    status = SweepStatus(row["status"])
-    judged = judge_sweep(cells, spec, at_planned_looks=status in (SweepStatus.RUNNING, SweepStatus.KILLED))
-    aa, is_flagged = judged.aa, set(judged.aa.flagged)
-    if is_flagged:
-        preflight = row["environment"].get("preflight", [])
-        aa = replace(aa, suspects=suspects(preflight, [c for c in cells if c.cell["label"] in is_flagged]))
-    return SweepResult(
-        sweep_id=sweep_id,
-        experiment=row["experiment"],
-        status=status,
-        spec_hash=row["spec_hash"],
-        environment={**row["environment"], "launches": records.launches(sweep_id)},
-        cells=judged.cells,
-        replay=row["replay"],
-        started_at=utc(row["started_s"]),
-        ended_at=utc(row["ended_s"]) if row["ended_s"] else None,
-        failure=row["failure"],
-        aa=aa,
-        confidence=judged.confidence,
-        methodology_version=row["methodology_version"],
-    )
-
-
-def load_judged(records: Records, sweep_id: str) -> JudgedSweep:
-    """A sweep with its evidence, for a comparison with another.
-
-    Raises:
-        UserError: It still runs, or was measured under another methodology.
-    """
-    row = records.sweep(sweep_id)
-    if row["status"] == SweepStatus.RUNNING:
-        raise UserError(f"SWEEP: {sweep_id} is still running: compare it when it has ended")
-    return JudgedSweep(load_result(records, sweep_id), ExperimentSpec.model_validate(row["spec"]), records.cells(sweep_id))
-
-
 def new_sweep_id() -> str:
     """Sorts by start; two of one second differ."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
@@ -297,11 +245,6 @@ def replay_json(expansion: Expansion) -> dict[str, Any] | None:
     values = asdict(expansion.replay)
     values.pop("steps")
     return dict(json.loads(json.dumps(values)))
-
-
-def utc(seconds: float) -> str:
-    """Seconds since the epoch as people read them, to the second."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager

@@ -17,9 +17,7 @@ from service.store.home import Home
 from service.store.mlflow_store import TrackingError, configure_mlflow, explain, failures, shown, sqlite_path
 from service.store.planned_run import COMPLETE_TAG
 from service.store.records import LAST, Records, UnknownSweepError, choose_sweep
-
-LANES_FILE = "lanes.png"
-"""The picture of the two lanes: an artifact of the summary run, and a file of every traced cell under `Home.traces`."""
+from service.store.trace_files import PICTURE_FILE
 
 _WORD = re.compile(r"[\w-]{1,64}")
 
@@ -81,7 +79,7 @@ def _from_records(home: Home, word: str) -> Source:
 
 def lanes_of(home: Home, sweep_id: str) -> bytes | None:
     """The picture of the lanes of a sweep's first traced cell."""
-    picture = next(iter(sorted((home.traces / sweep_id).glob(f"*/{LANES_FILE}"))), None)
+    picture = next(iter(sorted((home.traces / sweep_id).glob(f"*/{PICTURE_FILE}"))), None)
     return picture.read_bytes() if picture is not None else None
 
 
@@ -120,7 +118,7 @@ def _fetch(uri: str, word: str) -> Source:
             return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
 
         records, sweep_id = records_of(fetch(FILE_NAME))
-        return Source(records, sweep_id, place, fetch(LANES_FILE) if LANES_FILE in names else None)
+        return Source(records, sweep_id, place, fetch(PICTURE_FILE) if PICTURE_FILE in names else None)
 
 
 def _summaries(client: Any, word: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from service.store.records import Records
 
 EVENTS_FILE = "trace.json"
 PICTURE_FILE = "lanes.png"
+"""Of the two lanes: a file of every traced cell under `Home.traces`, and an artifact of the summary run."""
 
 
 def write_trace_files(home: Home, records: Records, result: SweepResult) -> dict[str, tuple[Path, ...]]:

@@ -38,8 +38,8 @@ from service.store.note import full_table
 from service.store.parquet import arm_trials, write_samples
 from service.store.planned_run import COMPLETE_TAG, KEY_TAG, PlannedRun, plan_runs
 from service.store.records import Records
-from service.store.source import LANES_FILE, lanes_of
-from service.store.trace_files import write_trace_files
+from service.store.source import lanes_of
+from service.store.trace_files import PICTURE_FILE, write_trace_files
 
 __all__ = ["Published", "TrackingError", "publish"]
 
@@ -219,7 +219,7 @@ def _artifact_writer(
             (folder / FILE_NAME).write_bytes(extract_sweep(records, result.sweep_id))
             lanes_png = lanes_of(home, result.sweep_id)
             if lanes_png is not None:
-                (folder / LANES_FILE).write_bytes(lanes_png)
+                (folder / PICTURE_FILE).write_bytes(lanes_png)
             dossier = dossier_of(records, result.sweep_id, result, f"the records at {home.records}", lanes_png)
             (folder / "report.html").write_text(page(dossier))
 

@@ -26,8 +26,8 @@ from experiments.names import BASELINE_ARM
 from service.calibrate.neighbour import MEAN_PAUSE_S, Neighbour
 from service.history.suspect import MIN_NIGHTS, Suspect
 from service.judge.results import SweepResult
-from service.run.sweep import load_result
 from service.store.home import HOME_ENV_VAR, TRACKING_ENV_VAR
+from service.store.judged import load_result
 from service.store.records import Records
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.judge.results import SweepResult
-from service.run.sweep import load_result
+from service.store.judged import load_result
 from service.store.records import Records
 from tests.hosts.bench import Bench
 

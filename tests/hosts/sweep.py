@@ -9,7 +9,8 @@ from experiments.names import SweepStatus
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.run.rank_group import RankGroup
-from service.run.sweep import load_result, measure
+from service.run.sweep import measure
+from service.store.judged import load_result
 from service.store.records import Records
 
 

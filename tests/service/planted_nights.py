@@ -11,8 +11,8 @@ from experiments.names import Lane
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.nightly.night import hold_night
-from service.run.sweep import load_result
 from service.store.home import Home
+from service.store.judged import load_result
 from service.store.records import Records
 from service.store.tracking import publish
 from tests.service import synthetic

@@ -12,8 +12,8 @@ from experiments.spec.cell import Cell
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.results import SweepResult
 from service.run.orders import ARMS, CONTROLS, block_of, control_variants, timed_arms
-from service.run.sweep import load_result
 from service.store.home import Home
+from service.store.judged import load_result
 from service.store.records import Records
 from workers.messages import BlockReport, Fault, TrialRow, Variant, VerifyReport
 

@@ -19,8 +19,8 @@ from service.errors import ExitCode
 from service.judge.change import ChangeEvidence, compare_sweeps
 from service.judge.comparison import Evidence
 from service.machine import differences, machine_of
-from service.run.sweep import load_judged
 from service.store.home import HOME_ENV_VAR, TRACKING_ENV_VAR, Home
+from service.store.judged import load_judged
 from tests.service import synthetic
 from tests.service.synthetic import home_in, make_spec, make_sweep
 from workers.messages import Fault

@@ -15,8 +15,9 @@ from service.run import sweep as sweep_module
 from service.run.local_ranks import local_group
 from service.run.preview import preview
 from service.run.resume import resumption
-from service.run.sweep import load_result, measure
+from service.run.sweep import measure
 from service.store import space
+from service.store.judged import load_result
 from service.store.records import Records
 from service.store.space import RecordsError, needed_bytes, refuse_without_room
 from tests.service.test_cli import cplab, refused

@@ -21,9 +21,9 @@ from service.history.store import Blessing, NightStore, Outcome
 from service.nightly.leftovers import ABANDONED_S
 from service.nightly.retention import DAY_S
 from service.run.resume import resumption
-from service.run.sweep import load_result
 from service.store.claim import claimed
 from service.store.home import HOME_ENV_VAR, Home
+from service.store.judged import load_result
 from service.store.planned_run import KEY_TAG
 from service.store.records import Records
 from service.store.tracking import publish

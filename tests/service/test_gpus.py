@@ -15,7 +15,7 @@ from service.report.table import hardware
 from service.run import resources
 from service.run.local_ranks import local_group
 from service.run.resources import refuse_what_this_machine_cannot_hold
-from service.run.sweep import load_result
+from service.store.judged import load_result
 from service.store.records import Records
 from tests.conftest import make_cell
 from tests.service.synthetic import ENVIRONMENT, home_in, make_spec, make_sweep

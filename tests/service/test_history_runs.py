@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from service.nightly.verdict import NightStatus
-from service.run.sweep import load_result
 from service.store.history_runs import HISTORY_TAG
 from service.store.home import Home
+from service.store.judged import load_result
 from service.store.night_status import publish_statuses
 from service.store.records import Records
 from service.store.tracking import publish

@@ -11,7 +11,8 @@ from experiments.errors import UserError
 from experiments.names import SweepStatus
 from service.judge.verdict import Verdict
 from service.run.local_ranks import local_group
-from service.run.sweep import load_result, measure
+from service.run.sweep import measure
+from service.store.judged import load_result
 from service.store.records import Records
 
 SMALL = [

@@ -17,7 +17,7 @@ from experiments.names import Lane, SweepStatus
 from service.environment import environment
 from service.judge.results import GpuConduct
 from service.report.caveats import caveats
-from service.run.sweep import load_result
+from service.store.judged import load_result
 from service.store.records import Records
 from workers.device_state import DeviceState
 from workers.messages import ArmTrace, BlockReport, Fault, TraceReport, TrialRow, VerifyReport

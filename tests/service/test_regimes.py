@@ -13,7 +13,7 @@ from service.judge.results import CellRecord
 from service.judge.samples import launch_time_us, reduce_trials
 from service.report.caveats import caveats
 from service.run.preview import preview
-from service.run.sweep import load_result
+from service.store.judged import load_result
 from service.store.planned_run import plan_runs
 from tests.service.planted import trials
 from tests.service.synthetic import home_in, make_spec, make_sweep

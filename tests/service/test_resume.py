@@ -22,10 +22,11 @@ from service.errors import InfrastructureError
 from service.run.local_ranks import local_group
 from service.run.policy import Attempt, Decision
 from service.run.resume import ended_visits, resumption
-from service.run.sweep import load_result, measure
+from service.run.sweep import measure
 from service.run.tasks import Action, plan_tasks
 from service.status import status_lines, status_values
 from service.store.claim import claimant, claimed
+from service.store.judged import load_result
 from service.store.records import Records
 from tests.conftest import TINY
 from tests.service.test_cli import cplab, refused

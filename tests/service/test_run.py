@@ -243,7 +243,7 @@ def test_a_spec_of_ones_own_runs_from_its_file(tmp_path):
 
 def test_the_ratios_can_be_drawn(finished, tmp_path):
     from service.report.forest import draw_forest
-    from service.run.sweep import load_result
+    from service.store.judged import load_result
     from service.store.records import Records
 
     home, _ = finished

@@ -15,12 +15,13 @@ from service.errors import InfrastructureError
 from service.report.dossier import read_dossier
 from service.report.page import page
 from service.run.policy import Attempt, Decision
-from service.run.sweep import load_result
 from service.run.tasks import Action, Task
 from service.store.extract import FILE_NAME, extract_sweep, records_of
 from service.store.home import TRACKING_ENV_VAR, Home
+from service.store.judged import load_result
 from service.store.records import UnknownSweepError
-from service.store.source import LANES_FILE, open_sweep
+from service.store.source import open_sweep
+from service.store.trace_files import PICTURE_FILE
 from service.store.tracking import publish
 from tests.service.synthetic import home_in, make_spec, make_sweep
 from workers.device_state import DeviceState
@@ -75,7 +76,7 @@ def test_an_unknown_sweep_names_the_latest_and_makes_no_store(tmp_path: Path, mo
 )
 def test_mlflow_alone_gives_the_same_page(home: Home, tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal but for the words on where they were read; also on a machine that has no records."""
-    picture = home.traces / IDS[0] / "a-cell" / LANES_FILE
+    picture = home.traces / IDS[0] / "a-cell" / PICTURE_FILE
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"\x89PNG of two lanes")
     sweep_id = published(home, **changes)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from service.run.sweep import load_result
 from service.store import tracking
 from service.store.home import TRACKING_ENV_VAR, Home
+from service.store.judged import load_result
 from service.store.mlflow_store import explain, is_remote, open_store, shown
 from service.store.planned_run import COMPLETE_TAG
 from service.store.records import Records
