@@ -92,3 +92,56 @@ def test_from_the_run_to_its_report_and_its_trace(links: list[str], page: Any, t
         page.locator("a[href$='/artifacts/trace.json']").click()
     popup.value.wait_for_selector("text=traceEvents", timeout=PATIENCE_MS)
     assert popup.value.url.endswith("/artifacts/trace.json")
+
+
+class Clicks:
+    """What a person does with the mouse, counted."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.count = page, 0
+
+    def on(self, locator: Any) -> None:
+        locator.click()
+        self.count += 1
+
+    def to_a_run(self) -> None:
+        """The first arm behind the first baseline, with its note unfolded."""
+        self.on(self.page.locator(".ag-row[row-index='2'] a").first)
+        self.on(self.page.locator("text=Show more").first)
+
+    def through(self, link: str) -> Any:
+        """The page that a link of a note opens."""
+        with self.page.expect_popup() as popup:
+            self.on(self.page.locator("a", has_text=link).first)
+        return popup.value
+
+
+def test_three_clicks_lead_to_two_arms_of_one_cell(links: list[str], page: Any) -> None:
+    page.goto(links[0])
+    clicks = Clicks(page)
+    clicks.to_a_run()
+    compared = clicks.through("arms side by side")
+    compared.wait_for_selector("text=Comparing 2 Runs", timeout=PATIENCE_MS)
+    assert clicks.count <= 3
+
+
+def test_three_clicks_lead_to_a_cell_over_its_nights(links: list[str], page: Any) -> None:
+    page.goto(links[0])
+    clicks = Clicks(page)
+    clicks.to_a_run()
+    nights = clicks.through("over nights")
+    nights.wait_for_selector("text=nights/ratio", timeout=PATIENCE_MS)
+    assert clicks.count <= 3
+
+
+def test_three_clicks_lead_to_two_revisions(links: list[str], page: Any) -> None:
+    page.goto(links[1])
+    page.wait_for_selector(".ag-row [col-id='tags.`night`']")
+    clicks = Clicks(page)
+    summaries = page.locator(".ag-center-cols-container .ag-row", has=page.locator("[col-id='tags.`status`']:not(:empty)"))
+    rows = [summaries.nth(i).get_attribute("row-index") for i in range(summaries.count())][-2:]
+    for row in rows:
+        clicks.on(page.locator(f".ag-row[row-index='{row}'] .ag-checkbox-input").first)
+    clicks.on(page.get_by_role("button", name="Compare", exact=True).first)
+    page.wait_for_selector("text=Comparing 2 Runs", timeout=PATIENCE_MS)
+    assert clicks.count <= 3
