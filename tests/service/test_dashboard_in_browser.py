@@ -116,21 +116,12 @@ class Clicks:
         return popup.value
 
 
-def test_three_clicks_lead_to_two_arms_of_one_cell(links: list[str], page: Any) -> None:
+@pytest.mark.parametrize(("link", "shows"), [("arms side by side", "Comparing 2 Runs"), ("over nights", "nights/ratio")])
+def test_three_clicks_lead_from_the_table_through_a_note(links: list[str], page: Any, link: str, shows: str) -> None:
     page.goto(links[0])
     clicks = Clicks(page)
     clicks.to_a_run()
-    compared = clicks.through("arms side by side")
-    compared.wait_for_selector("text=Comparing 2 Runs", timeout=PATIENCE_MS)
-    assert clicks.count <= 3
-
-
-def test_three_clicks_lead_to_a_cell_over_its_nights(links: list[str], page: Any) -> None:
-    page.goto(links[0])
-    clicks = Clicks(page)
-    clicks.to_a_run()
-    nights = clicks.through("over nights")
-    nights.wait_for_selector("text=nights/ratio", timeout=PATIENCE_MS)
+    clicks.through(link).wait_for_selector(f"text={shows}", timeout=PATIENCE_MS)
     assert clicks.count <= 3
 
 
