@@ -14,7 +14,7 @@ COLOR_TAG = "mlflow.runColor"
 PLACE_TAG = "place"
 """What the prepared views sort by: the summary, then the cells in the order of the grid, each with its arms, then curves and histories."""
 
-SERIES_TAG, NIGHTS_SERIES = "series", "nights"
+SERIES_TAG, NIGHTS_SERIES, EARLIER_SERIES = "series", "nights", "earlier nights"
 """What the summaries of nights and their histories share: one view shows both, and MLflow's filters know no `or`."""
 
 STATUS_TAG = "status"

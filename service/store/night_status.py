@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.history.store import NightStore, Outcome
-from service.store.columns import NIGHTS_SERIES, SERIES_TAG, STATUS_TAG
+from service.store.columns import EARLIER_SERIES, NIGHTS_SERIES, SERIES_TAG, STATUS_TAG
 from service.store.home import Home
 
 TITLE_TAG, MOVED_TAG = "night_title", "moved"
-RECENT_NIGHTS = 60
-"""How many nights' statuses are brought up to date; older ones no longer change."""
+RECENT_NIGHTS = 40
+"""How many nights the nights' view shows, and how many statuses are brought up to date: older ones no longer change, and MLflow takes a second
+longer to draw a hundred rows. The curves over nights show them all."""
+MOST_AT_ONCE = 1000
 
 
 def publish_statuses(client: Any, experiment_id: str, home: Home) -> dict[str, str]:
@@ -22,9 +24,12 @@ def publish_statuses(client: Any, experiment_id: str, home: Home) -> dict[str, s
     date by whoever comes next: the next publication, or the dashboard.
     """
     condition = f"tags.role = 'summary' AND tags.{SERIES_TAG} = '{NIGHTS_SERIES}'"
-    runs = client.search_runs([experiment_id], condition, max_results=RECENT_NIGHTS, order_by=["attributes.start_time DESC"])
-    if not runs:
+    found = client.search_runs([experiment_id], condition, max_results=MOST_AT_ONCE, order_by=["attributes.start_time DESC"])
+    if not found:
         return {}
+    runs, earlier = found[:RECENT_NIGHTS], found[RECENT_NIGHTS:]
+    for run in earlier:
+        _set(client, run, {SERIES_TAG: EARLIER_SERIES})
     titles: dict[str, str] = {}
     last: dict[str, Outcome] = {}
     with contextlib.closing(NightStore(home.folder)) as nights:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.nightly.verdict import NightStatus
+from service.store import night_status
 from service.store.history_runs import HISTORY_TAG
 from service.store.home import Home
 from service.store.judged import load_result
@@ -94,3 +95,17 @@ def test_how_nights_ended_and_what_moved_stands_on_their_runs(home: Home, monkey
     for run in histories_in(home).values():
         assert run.data.tags["moved"].startswith("+")
         assert run.data.tags["moved"].endswith("03-07 code")
+
+
+def test_the_nights_view_keeps_to_the_recent_ones_and_the_histories(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(night_status, "RECENT_NIGHTS", 2)
+    nights = plant_nights(home, nightly_spec(), [0.75, 0.70, 0.75])
+    client = client_of(home)
+    (experiment,) = client.search_experiments(filter_string="name = 'nsa-indexer'")
+    for _ in range(2):
+        assert set(publish_statuses(client, experiment.experiment_id, home)) == {sweep_of(night) for night in nights[1:]}
+    series = {run.data.tags["night"]: run.data.tags["series"] for run in runs_of(home) if run.data.tags["role"] == "summary"}
+    assert series == {nights[0]: "earlier nights", nights[1]: "nights", nights[2]: "nights"}
+    for run in histories_in(home).values():
+        assert run.data.tags["series"] == "nights"
+        assert len(client.get_metric_history(run.info.run_id, "nights/ratio")) == 3, "the curves show every night"
