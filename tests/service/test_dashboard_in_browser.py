@@ -69,10 +69,8 @@ def test_the_table_says_the_verdict_and_nothing_is_cut_off(links: list[str], pag
 def test_no_chart_is_empty(links: list[str], page: Any, view: int) -> None:
     page.goto(f"{links[view]}&compareRunsMode=CHART")
     page.wait_for_selector(".js-plotly-plot .barlayer .point, .js-plotly-plot .scatterlayer .point", state="attached")
-    page.wait_for_timeout(4000)  # lines fetch their points one chart after another
-    drawn = page.evaluate(DRAWN)
-    assert len(drawn) >= 4
-    assert all(drawn), drawn
+    # Lines fetch their points one chart after another.
+    page.wait_for_function(f"() => {{ const drawn = ({DRAWN})(); return drawn.length >= 4 && drawn.every(marks => marks > 0); }}")
     assert page.locator("text=No charts in this section").count() == 0
 
 
@@ -127,7 +125,9 @@ def test_three_clicks_lead_from_the_table_through_a_note(links: list[str], page:
 
 def test_three_clicks_lead_to_two_revisions(links: list[str], page: Any) -> None:
     page.goto(links[1])
-    page.wait_for_selector(".ag-row [col-id='tags.`night`']")
+    page.wait_for_function(
+        "() => document.querySelectorAll('.ag-center-cols-container .ag-row').length >= 6"
+    )  # four histories, two nights
     clicks = Clicks(page)
     summaries = page.locator(".ag-center-cols-container .ag-row", has=page.locator("[col-id='tags.`status`']:not(:empty)"))
     rows = [summaries.nth(i).get_attribute("row-index") for i in range(summaries.count())][-2:]
