@@ -19,6 +19,11 @@ _DOING_BYTES = 96
 SIZE = 8 * _NUM_WORDS + _DOING_BYTES
 
 
+def is_of_a_collective(words: str) -> bool:
+    """Whether an error is one of a collective's: torch raises a RuntimeError for them as for all else."""
+    return any(name in words.lower() for name in ("gloo", "nccl", "connection"))
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a rank is.

@@ -12,6 +12,7 @@ import torch
 
 from experiments.names import AA_ARM, Device, Scope
 from experiments.spec.measurement import VerifySpec
+from workers.collective_log import is_of_a_collective
 from workers.digest import digest
 from workers.fabrics.exchange import ScheduleError
 from workers.fabrics.process_group import ProcessGroupFabric
@@ -45,9 +46,8 @@ def run_arm(cell: PreparedCell, variant: Variant, step: int, index: int, scope: 
     except (TimeoutError, torch.AcceleratorError):
         raise  # what a GPU reports may be its arm's doing, or what a peer that died has left behind
     except RuntimeError as error:
-        # A collective that fails is no arm's fault; torch gives both the same type.
-        if "gloo" in str(error).lower() or "nccl" in str(error).lower() or "connection" in str(error).lower():
-            raise
+        if is_of_a_collective(str(error)):
+            raise  # no arm's fault
         raise ArmError(variant.arm, error) from error
     except Exception as error:
         raise ArmError(variant.arm, error) from error

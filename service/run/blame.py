@@ -7,11 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from workers.collective_log import is_of_a_collective
 from workers.messages import RankFault
 from workers.standing import ProcessState, Standing
-
-_WIRE = ("gloo", "nccl", "connection")
-"""One of them is in what torch raises where a collective fails; it has no type for it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def culprit(failures: Sequence[Failure], standings: Sequence[Standing | None]) -
     if hindmost is None:
         return first
     rank, at = standings.index(hindmost), hindmost.progress
-    if at.is_inside and (first.is_late or any(word in first.cause.lower() for word in _WIRE)):
+    if at.is_inside and (first.is_late or is_of_a_collective(first.cause)):
         # All came to it: what holds it is on the way between them. Others may be out of it, or in the next one, with all that was sent to them.
         held = "every rank is alive and came to it: the link between them is cut or slow, or they do not gather the same"
         return _instead(first, rank, f"held inside collective {at.entered}: {held}")

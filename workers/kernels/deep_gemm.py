@@ -1,8 +1,7 @@
 """DeepGEMM's logits in the place of ours, where its package is installed: `logits: deepgemm`.
 
 Source: `fp8_mqa_logits` of deepseek-ai/DeepGEMM, which SGLang's indexer calls; SGLang's own build is `sgl-deep-gemm`. Checked with its 0.1.0 under
-torch 2.11. DeepGEMM's kernels are compiled by nvcc when first called, and kept where
-DG_JIT_CACHE_DIR says.
+torch 2.11. DeepGEMM's kernels are compiled by nvcc when first called, and kept where DG_JIT_CACHE_DIR says.
 
 Legend: T query rows, N packed keys, H heads, D head dim.
 """
