@@ -1,12 +1,17 @@
-"""Affinity: a rank's own cores. Ranks that float over a node's cores land on one of them together now and then, and their times double.
+"""Affinity: a rank's own cores, and which of its threads gives way there.
 
-Seen on two cores: medians of 6.2 against 4.6 ms, and a launch's mean log ratio of equal arms scattered by 4.8 % against 2.3 %.
+Ranks that float over a node's cores land on one of them together now and then, and their times double. Seen on two cores: medians of 6.2
+against 4.6 ms, and a launch's mean log ratio of equal arms scattered by 4.8 % against 2.3 %.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
+
+EVENT_LOOP = "gloo_tcp_loop"
+"""What gloo names the thread that reads and writes its sockets."""
 
 
 def share_of_cores(cores: list[int], index: int, count: int) -> tuple[int, ...]:
@@ -23,3 +28,20 @@ def settle_on(cores: tuple[int, ...]) -> tuple[int, ...]:
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread), cores)
     return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def hold_back_event_loops() -> int:
+    """Puts gloo's event loops of this process under SCHED_BATCH, so that a message which wakes one does not preempt who runs; how many.
+
+    gloo's loop only tries the lock of a connection and polls again, at once, while somebody holds it (gloo/transport/tcp/pair.cc,
+    `Pair::handleEvents`). A loop that has preempted a sender inside that lock on their one core therefore spins until its time slice is over. Seen on
+    two cores: two trials in five of 1.2 ms took 3 to 6, and pairs of equal arms scattered by 70 % against 12 %.
+    """
+    held = 0
+    for thread in os.listdir("/proc/self/task"):
+        # A thread may end meanwhile, and a sandbox may know no policies: then all stays as it was.
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/self/task/{thread}/comm").read_text().strip() == EVENT_LOOP:
+                os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
+                held += 1
+    return held

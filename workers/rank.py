@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
 from workers import collective_log
-from workers.affinity import settle_on, share_of_cores
+from workers.affinity import hold_back_event_loops, settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
 from workers.fabrics.gpus import boot_id, gpu_uuid, refuse_what_this_gpu_cannot_hold, take_gpu, wait_for_mps
 from workers.fabrics.transport import CollectiveTransport, open_transport, rendezvous
@@ -109,6 +109,7 @@ class CPRank:
         self._transport = open_transport(
             self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
         )
+        hold_back_event_loops()
         self._transport.barrier()
         self._joined = request
         is_cuda = request.device is Device.CUDA

@@ -31,7 +31,7 @@ CELL = (
     "name=calibrate",
     "suite=calibrate",
     "about=Equal arms, or one with a planted wait, again and again",
-    "dims={name: calibrate, hidden: 128, q_lora_rank: 64, num_heads: 8, topk: 16, num_layers: 1}",
+    "dims={name: calibrate, hidden: 256, q_lora_rank: 128, num_heads: 16, topk: 16, num_layers: 1}",
     "cells.fabric=process_group",
     "cells.split=zigzag",
     "workload.new_tokens=256",
@@ -41,11 +41,11 @@ CELL = (
     "measurement.launches=5",
     "measurement.max_launches=8",
     "measurement.blocks=1",
-    "measurement.trials_per_block=40",
+    "measurement.trials_per_block=100",
     "measurement.control_trials=2",
     "measurement.warmup_trials=4",
 )
-"""Small enough for a comparison in 5 to 10 s on two cores: many comparisons matter here, not what is in the cell."""
+"""Small enough for a comparison to take about 5 s inside its launches on two cores: many comparisons matter here, not what is in the cell."""
 
 POWER_PLAN = ("measurement.launches=8", "measurement.max_launches=20", "measurement.time_budget_s=30")
 """How long a planted slow-down is looked for."""
