@@ -41,7 +41,7 @@ CELL = (
     "measurement.launches=5",
     "measurement.max_launches=8",
     "measurement.blocks=1",
-    "measurement.trials_per_block=100",
+    "measurement.trials_per_block=50",
     "measurement.control_trials=2",
     "measurement.warmup_trials=4",
 )
