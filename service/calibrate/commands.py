@@ -193,7 +193,7 @@ def summary(
     """Error rates, power and rivals, from recordings."""
     from service.calibrate.live import read_live
     from service.calibrate.recording import read
-    from service.calibrate.tables import alarms_table, live_table, power_table, rivals_table
+    from service.calibrate.tables import alarms_table, cheapest_table, live_table, power_table, rivals_table
 
     recordings = list(read(files))
     if not recordings:
@@ -201,6 +201,7 @@ def summary(
     print(alarms_table(recordings, reruns, indifference_pct))
     print(power_table(recordings))
     print(rivals_table(recordings, indifference_pct))
+    print(cheapest_table(recordings, indifference_pct))
     if live_file is not None:
         print(live_table(list(read_live(live_file))))
     return ExitCode.FINE

@@ -31,6 +31,15 @@ class LaunchSamples(BaseModel):
     baseline_min_us: tuple[float, ...]
     other_min_us: tuple[float, ...]
 
+    def first(self, pairs: int) -> LaunchSamples:
+        """As it would have been with so many pairs."""
+        return LaunchSamples(
+            baseline_us=self.baseline_us[:pairs],
+            other_us=self.other_us[:pairs],
+            baseline_min_us=self.baseline_min_us[:pairs],
+            other_min_us=self.other_min_us[:pairs],
+        )
+
     @property
     def log_ratio(self) -> float:
         return _log_ratio(self.baseline_us, self.other_us)

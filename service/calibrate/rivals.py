@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.names import Verdict
 from service.calibrate.error_rates import Rate, rule_on
-from service.calibrate.recording import Recording
+from service.calibrate.recording import LaunchSamples, Recording
 
 Runs = Sequence[Sequence[float]]
 """Samples of one version, us, run by run."""
@@ -134,9 +134,10 @@ class Row:
 def compare_rivals(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> list[Row]:
     """The service's rule and its rivals on A/A recordings and on recordings of one planted slow-down."""
     rows = [_own_row(equal, slower, indifference_pct)]
+    launches = [launch for recording in slower for launch in recording.launches]
     for rival in RIVALS:
-        alarms = [said for said, _ in _decisions(rival, slower, is_equal=True)]
-        found = _decisions(rival, slower, is_equal=False)
+        alarms = [said for said, _ in decisions(rival, launches, is_equal=True)]
+        found = decisions(rival, launches, is_equal=False)
         rows.append(
             Row(
                 rival.name,
@@ -149,19 +150,16 @@ def compare_rivals(equal: Sequence[Recording], slower: Sequence[Recording], indi
     return rows
 
 
-def _decisions(rival: Rival, recordings: Sequence[Recording], is_equal: bool) -> list[tuple[Said, float]]:
-    """What the rule says of every disjoint set of launches that it takes, and the seconds of samples in it."""
+def decisions(rival: Rival, launches: Sequence[LaunchSamples], is_equal: bool) -> list[tuple[Said, float]]:
+    """What the rule says of every disjoint set of launches in a row that it takes, and the seconds of samples in it."""
     made = []
-    for recording in recordings:
-        size = 2 * rival.runs
-        for start in range(0, len(recording.launches) - size + 1, size):
-            launches = recording.launches[start : start + size]
-            first, second = (
-                (launches[::2], launches[1::2]) if rival.is_in_turn else (launches[: rival.runs], launches[rival.runs :])
-            )
-            baseline = [launch.baseline_us for launch in first]
-            other = [launch.baseline_us if is_equal else launch.other_us for launch in second]
-            made.append((rival.says(baseline, other), (sum(map(sum, baseline)) + sum(map(sum, other))) / 1e6))
+    size = 2 * rival.runs
+    for start in range(0, len(launches) - size + 1, size):
+        taken = launches[start : start + size]
+        first, second = (taken[::2], taken[1::2]) if rival.is_in_turn else (taken[: rival.runs], taken[rival.runs :])
+        baseline = [launch.baseline_us for launch in first]
+        other = [launch.baseline_us if is_equal else launch.other_us for launch in second]
+        made.append((rival.says(baseline, other), (sum(map(sum, baseline)) + sum(map(sum, other))) / 1e6))
     return made
 
 

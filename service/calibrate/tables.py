@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from service.calibrate.cheapest import LEVEL, cheapest
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun
 from service.calibrate.live import LiveComparison
 from service.calibrate.recording import Recording
@@ -49,8 +50,7 @@ def power_table(recordings: Sequence[Recording]) -> str:
 
 def rivals_table(recordings: Sequence[Recording], indifference_pct: float) -> str:
     """The service's rule beside what people use, on the same quiet samples."""
-    equal = [r for r in recordings if r.kind == "aa" and not r.loaded]
-    slower = [r for r in recordings if r.kind == "power" and r.planted_pct == PLANTED_PCT]
+    equal, slower = _of_rivals(recordings)
     if not equal or not slower:
         return f"no table of rivals: it takes quiet A/A recordings ({len(equal)}) and such with {PLANTED_PCT:g} % planted ({len(slower)})\n"
     lines = [
@@ -62,6 +62,37 @@ def rivals_table(recordings: Sequence[Recording], indifference_pct: float) -> st
         for row in compare_rivals(equal, slower, indifference_pct)
     ]
     return "\n".join(lines) + "\n"
+
+
+def cheapest_table(recordings: Sequence[Recording], indifference_pct: float) -> str:
+    """What each rule needs at its best; empty without the recordings that it takes."""
+    equal, slower = _of_rivals(recordings)
+    if not equal or not slower:
+        return ""
+    found = cheapest(equal, slower, indifference_pct)
+    own = found[0].best
+    lines = [
+        f"| rule | its best plan | false alarms | {PLANTED_PCT:g} % found | launches | seconds of trials | times CP Lab's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        if (best := row.best) is None:
+            lines.append(f"| {row.name} | none: more than {LEVEL:.0%} false alarms by each | | | | | |")
+            continue
+        times = (
+            f"{best.trials_s / own.trials_s:.1f}" if best.resolves and own is not None and own.resolves else "does not resolve it"
+        )
+        lines.append(
+            f"| {row.name} | {best.plan} | {best.false_alarms.words} | {best.found.words} | {best.launches:.1f} | {best.trials_s:.2f} "
+            f"| {times} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _of_rivals(recordings: Sequence[Recording]) -> tuple[list[Recording], list[Recording]]:
+    """Quiet A/A recordings, and those with the slow-down that rivals have to find."""
+    equal = [r for r in recordings if r.kind == "aa" and not r.loaded]
+    return equal, [r for r in recordings if r.kind == "power" and r.planted_pct == PLANTED_PCT]
 
 
 def live_table(comparisons: Sequence[LiveComparison]) -> str:

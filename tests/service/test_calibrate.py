@@ -12,13 +12,14 @@ import pytest
 
 from experiments.errors import SpecError, UserError
 from experiments.names import Verdict
+from service.calibrate.cheapest import cheapest, families
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun, rule_on
 from service.calibrate.live import LiveComparison, read_live, run_live
 from service.calibrate.recording import LaunchSamples, Recording, read, write
 from service.calibrate.rivals import RIVALS, Said, asv, asv_samples, compare_rivals, regression, welch
 from service.calibrate.simulation import MODELS, coverage
 from service.calibrate.study import Plan, Study, lasting, study_spec
-from service.calibrate.tables import alarms_table, live_table, power_table, rivals_table
+from service.calibrate.tables import alarms_table, cheapest_table, live_table, power_table, rivals_table
 from service.judge.looks import Looks
 from service.run.local_ranks import local_group
 from service.store.records import Records
@@ -188,10 +189,46 @@ def test_rivals_take_disjoint_launches_and_the_service_pairs():
     assert rows["asv, 4 rounds in turn, factor 1.025"].found.count == 6
 
 
+def test_every_rule_is_shown_at_its_cheapest():
+    equal = [make_recording(seed) for seed in range(6)]
+    slower = [make_recording(100 + seed, 5.0) for seed in range(30)]  # 240 launches, whose levels differ by 10 %
+    found = {row.name: row.best for row in cheapest(equal, slower, 1.0)}
+    assert set(found) == {"CP Lab", *families()}
+    own = found["CP Lab"]
+    assert own is not None and own.resolves
+    assert own.plan.startswith("looks after 5 ") and own.plan.endswith(
+        " 5 pairs"
+    )  # 2 % a pair: the fewest that are allowed show 5 %
+    for rule, best in found.items():
+        if rule != "CP Lab":
+            assert best is None or not best.resolves  # levels of 10 % hide 5 % from all who compare launches
+    lines = cheapest_table([*equal, *slower], 1.0).splitlines()
+    assert len(lines) == 2 + len(found)
+    assert lines[2].endswith("| 1.0 |")
+
+
+def test_a_rule_that_can_is_priced_by_the_least_that_does():
+    rng = random.Random(3)
+    level = [make_recording(seed, 5.0, launches=0) for seed in range(30)]
+    slower = [r.model_copy(update={"launches": tuple(make_launch(rng, 1.05, noise=0.004) for _ in range(8))}) for r in level]
+    best = {row.name: row.best for row in cheapest([make_recording(1)], slower, 1.0)}["pytest-benchmark, min:P%"]
+    assert best is not None and best.resolves
+    assert "1 runs of each, 5 trials" in best.plan  # launches agree here: one of each tells
+    assert best.launches == 2
+    assert best.trials_s == pytest.approx(10 * 1.025e-3, rel=0.05)
+
+
+def test_a_comparison_that_a_claim_ended_counts_as_an_alarm_of_shorter_plans():
+    slower = [make_recording(100 + seed, 5.0) for seed in range(30)]
+    own = {row.name: row.best for row in cheapest([make_recording(1, launches=5)], slower, 1.0)}["CP Lab"]
+    assert own is not None and own.plan.startswith("looks after 5 launches,")  # the plan of 5 or 8 is short of three
+
+
 def test_tables_say_what_they_lack():
     equal = [make_recording(1)]
     assert "1 of" not in rivals_table(equal, 1.0)
     assert "no table of rivals" in rivals_table(equal, 1.0)
+    assert cheapest_table(equal, 1.0) == ""
     assert "| quiet | 0 of 1" in alarms_table(equal, 0, 1.0)
     assert "| 5 % | 1 of 1" in power_table([make_recording(3, 5.0)])
 

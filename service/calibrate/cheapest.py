@@ -1,0 +1,136 @@
+"""Time to resolve an effect: the least seconds of trials in which each rule finds it as often as is asked, without crying more often than is allowed.
+
+Every rule is given its best: which threshold, how many runs and how many trials of each are chosen for it afterwards, on the very samples it is
+counted on. A plan that was to be fixed in advance would do no better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+import numpy as np
+
+from experiments.names import Verdict
+from service.calibrate.error_rates import Rate, rule_on
+from service.calibrate.recording import LaunchSamples, Recording
+from service.calibrate.rivals import Rival, Said, asv, decisions, regression, welch
+from service.judge.looks import Looks
+
+POWER, LEVEL = 0.95, 0.05
+"""Found at least so often, false alarms at most so often: shares of the decisions that the samples allow."""
+MIN_DECISIONS = 20
+"""Fewer say nothing of 95 %."""
+TRIALS = (5, 10, 20, 30, 50, 100)
+"""Of a launch, the first ones."""
+RUNS = (1, 2, 3, 4, 5, 6, 8)
+"""Of each version."""
+OWN_LOOKS = (Looks(5, 5), Looks(5, 8))
+"""The service's plans: fewer launches than five are refused, and A/A recordings have eight."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What a rule does under one plan.
+
+    Attributes:
+        false_alarms, found: As in `rivals.Row`.
+        launches: Mean of a decision, both versions together.
+        trials_s: Mean inside the samples that a decision uses.
+    """
+
+    plan: str
+    false_alarms: Rate
+    found: Rate
+    launches: float
+    trials_s: float
+
+    @property
+    def resolves(self) -> bool:
+        """Whether it does what is asked."""
+        return self.found.share >= POWER and self.false_alarms.share <= LEVEL
+
+
+@dataclass(frozen=True)
+class Cheapest:
+    """A rule at its best: its cheapest plan that resolves the effect, or the one that finds most without crying too often; None where each cries."""
+
+    name: str
+    best: Priced | None
+
+
+def families() -> dict[str, list[Rival]]:
+    """The rivals' rules with every threshold that is tried; how many runs each takes is not settled yet."""
+    thresholds = range(1, 6)
+    factors = (1.01, 1.025, 1.05, 1.1)
+    return {
+        "t-test": [Rival("", welch, 1)],
+        "pytest-benchmark, min:P%": [Rival(f"min:{p}%", regression(min, p), 1) for p in thresholds],
+        "pytest-benchmark, mean:P%": [Rival(f"mean:{p}%", regression(lambda us: float(np.mean(us)), p), 1) for p in thresholds],
+        "asv, rounds in turn": [Rival(f"factor {f}", asv(f), 1, is_in_turn=True) for f in factors],
+        "asv's rule on raw trials, rounds in turn": [
+            Rival(f"factor {f}", asv(f, is_raw=True), 1, is_in_turn=True) for f in factors
+        ],
+    }
+
+
+def cheapest(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> list[Cheapest]:
+    """The service and its rivals, each at its best. `equal`: A/A recordings; `slower`: those of one planted slow-down."""
+    launches = [launch for recording in slower for launch in recording.launches]
+    rows = [Cheapest("CP Lab", _best(_own_plans(equal, slower, indifference_pct)))]
+    rows += [Cheapest(name, _best(_plans(family, launches))) for name, family in families().items()]
+    return rows
+
+
+def _best(plans: Iterator[Priced]) -> Priced | None:
+    quiet = [plan for plan in plans if plan.false_alarms.share <= LEVEL]
+    if resolving := [plan for plan in quiet if plan.resolves]:
+        return min(resolving, key=lambda plan: plan.trials_s)
+    return max(quiet, key=lambda plan: (plan.found.share, -plan.trials_s), default=None)
+
+
+def _plans(family: Sequence[Rival], launches: Sequence[LaunchSamples]) -> Iterator[Priced]:
+    for trials in _lengths(launches):
+        shortened = [launch.first(trials) for launch in launches]
+        for rival in (replace(rule, runs=runs) for rule in family for runs in RUNS):
+            found = decisions(rival, shortened, is_equal=False)
+            if len(found) < MIN_DECISIONS:
+                continue
+            alarms = [said is not Said.NOTHING for said, _ in decisions(rival, shortened, is_equal=True)]
+            plan = ", ".join(filter(None, (rival.name, f"{rival.runs} runs of each", f"{trials} trials")))
+            hits = sum(said is Said.SLOWER for said, _ in found)
+            seconds = mean(spent for _, spent in found)
+            yield Priced(plan, Rate(sum(alarms), len(alarms)), Rate(hits, len(found)), 2 * rival.runs, seconds)
+
+
+def _own_plans(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> Iterator[Priced]:
+    recorded = [launch for recording in (*equal, *slower) for launch in recording.launches]
+    for trials in _lengths(recorded):
+        quiet, planted = ([[launch.first(trials) for launch in r.launches] for r in group] for group in (equal, slower))
+        for looks in OWN_LOOKS:
+            ends = [rule_on(launches, looks, indifference_pct) for launches in planted]
+            # A comparison that was ended by a claim lacks the launches that the shorter trials might have asked for: it counts as an alarm.
+            alarms = sum(
+                len(launches) < looks.last
+                or rule_on(launches, looks, indifference_pct).verdict in (Verdict.FASTER, Verdict.SLOWER)
+                for launches in quiet
+            )
+            seconds = mean(
+                sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in launches[: end.launches]) / 1e6
+                for launches, end in zip(planted, ends, strict=True)
+            )
+            words = " or ".join(map(str, looks.planned))
+            yield Priced(
+                f"looks after {words} launches, {trials} pairs",
+                Rate(alarms, len(quiet)),
+                Rate(sum(end.verdict is Verdict.SLOWER for end in ends), len(ends)),
+                mean(end.launches for end in ends),
+                seconds,
+            )
+
+
+def _lengths(launches: Sequence[LaunchSamples]) -> list[int]:
+    """The numbers of trials that every launch has."""
+    fewest = min((len(launch.baseline_us) for launch in launches), default=0)
+    return [trials for trials in TRIALS if trials <= fewest]
