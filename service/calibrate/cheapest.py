@@ -22,9 +22,9 @@ POWER, LEVEL = 0.95, 0.05
 """Found at least so often, false alarms at most so often: shares of the decisions that the samples allow."""
 MIN_DECISIONS = 20
 """Fewer say nothing of 95 %."""
-TRIALS = (5, 10, 20, 30, 50, 100)
+TRIALS = (5, 10, 15, 20, 25, 30, 40, 50, 100)
 """Of a launch, the first ones."""
-RUNS = (1, 2, 3, 4, 5, 6, 8)
+RUNS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
 """Of each version."""
 OWN_LOOKS = (Looks(5, 5), Looks(5, 8))
 """The service's plans: fewer launches than five are refused, and A/A recordings have eight."""

@@ -1,6 +1,6 @@
 """Does the account add up where nothing is faked? Over links that the kernel paces, and against planted truth on the simulated lanes.
 
-    python -m tests.benchmarks.bench_accounting --folder DIR [--rates 10 20 40 80 160] [--launches 6] [--publish]
+    python -m tests.benchmarks.bench_accounting --folder DIR [--rates 20 40 80 160 320] [--tokens 2048] [--launches 6] [--publish]
 
 Needs root, `ip` and `tc`, and a quiet machine for some minutes. At each rate, and once unshaped, two ranks in two network namespaces run `serial`
 and `overlap_rotate` over gloo; recorded and judged as any sweep. `hidden_ideal` - `hidden` is by definition (tax + contention) / G, and T(a) =
@@ -46,9 +46,17 @@ from tests.hosts.link import BURST_BYTES, missing_piece, shaped_link
 from tests.hosts.ranks import ROOT, link_group
 from tests.hosts.sweep import make_spec, run_on
 
-RATES_MBPS = (10.0, 20.0, 40.0, 80.0, 160.0)
-RECEIVED_BYTES = 256 * 256
-"""Into each of two ranks from 512 tokens: half of them, 256 B each."""
+RATES_MBPS = (20.0, 40.0, 80.0, 160.0, 320.0)
+BYTES_PER_TOKEN = 128
+"""Into each of two ranks: the other's half of the tokens, 256 B each."""
+TOKENS = 2048
+"""A gather's threads wait for the core of a rank that computes, up to a tick of the scheduler (4 ms at 250 Hz): the step is that long that this is
+little of the gather."""
+PLANTED_TOKENS = 512
+SKEW_US = 1000.0
+"""One rank comes later to every gather, in all arms and controls. gloo's ranks tell each other that they are ready to receive on the connection that
+carries the keys: who comes second says so behind its own first half. Without skew it is left to microseconds whether a gather waits for that (at 10
+Mbit/s 40 or 61 ms), and the mixture differs between arms and controls."""
 CONFIDENCE = 0.95
 TELLS = 1 / 3
 """An interval that reaches further than this share of G to either side would agree with too much: it says nothing."""
@@ -184,15 +192,17 @@ def point_of(rate_mbps: float | None, floor_us: float | None, result: SweepResul
     return point
 
 
-def measure_links(rates_mbps: Sequence[float | None], measurement: dict[str, Any], records: Records) -> list[Point]:
+def measure_links(rates_mbps: Sequence[float | None], tokens: int, measurement: dict[str, Any], records: Records) -> list[Point]:
     """One sweep for each rate, on a link of its own."""
+    cell = {"cp_size": 2, "split": "zigzag", "fabric": "process_group", "skew_us": SKEW_US}
     points = []
     for rate_mbps in rates_mbps:
         with shaped_link(rate_mbps) as link:
-            spec = make_spec("accounting", measurement)
+            workload = {"kind": "grid", "new_tokens": [tokens]}
+            spec = make_spec("accounting", measurement, cells=cell, workload=workload)
             shaping = {"rate_mbps": rate_mbps, "burst_bytes": BURST_BYTES if rate_mbps else None, "kind": "veth pair, tc tbf"}
             result = run_on(lambda _, link=link: link_group(link), spec, records, shaping)
-            points.append(point_of(rate_mbps, link.floor_us(RECEIVED_BYTES), result, records))
+            points.append(point_of(rate_mbps, link.floor_us(tokens * BYTES_PER_TOKEN), result, records))
     return points
 
 
@@ -216,7 +226,7 @@ def planted_figures(s: SimulationSpec) -> dict[str, float]:
 
 
 def planted_at(rate_mbps: float) -> SimulationSpec:
-    return PLANTED.model_copy(update={"gather_us": RECEIVED_BYTES * 8 / rate_mbps})
+    return PLANTED.model_copy(update={"gather_us": PLANTED_TOKENS * BYTES_PER_TOKEN * 8 / rate_mbps})
 
 
 class StandingGroup(RankGroup):
@@ -316,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="gets accounting.json, accounting.png and records.db")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES_MBPS, help="Mbit/s; unshaped comes last, always")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a step")
     parser.add_argument("--launches", type=int, default=6)
     parser.add_argument("--trials", type=int, default=8, help="of each arm, and of each control, in a launch")
     parser.add_argument("--publish", action="store_true", help="copy the picture to experiments/")
@@ -334,7 +345,7 @@ def main() -> None:
     records = Records(options.folder / "records.db")
     try:
         simulated = measure_simulated(options.rates, records)
-        points = measure_links([*options.rates, None], measurement, records)
+        points = measure_links([*options.rates, None], options.tokens, measurement, records)
     finally:
         records.close()
     picture = options.folder / "accounting.png"
@@ -345,6 +356,7 @@ def main() -> None:
     )
     values = {
         "environment": machine,
+        "tokens": options.tokens,
         "measurement": measurement,
         "points": [{**asdict(p), "checks": p.checks} for p in points],
         "simulated": [asdict(p) for p in simulated],
