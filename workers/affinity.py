@@ -34,8 +34,9 @@ def hold_back_event_loops() -> int:
     """Puts gloo's event loops of this process under SCHED_BATCH, so that a message which wakes one does not preempt who runs; how many.
 
     gloo's loop only tries the lock of a connection and polls again, at once, while somebody holds it (gloo/transport/tcp/pair.cc,
-    `Pair::handleEvents`). A loop that has preempted a sender inside that lock on their one core therefore spins until its time slice is over. Seen on
-    two cores: two trials in five of 1.2 ms took 3 to 6, and pairs of equal arms scattered by 70 % against 12 %.
+    `Pair::handleEvents`). A loop that has preempted a sender inside that lock on their one core therefore spins until its time slice is over.
+    `tests/benchmarks/bench_event_loop.py`, two cores: a third of the trials of 1.1 ms took 3 ms longer, and pairs of equal arms scattered by 76 %
+    against 16 %.
     """
     held = 0
     for thread in os.listdir("/proc/self/task"):

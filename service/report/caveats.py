@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from experiments.names import Regime
+from experiments.names import Regime, Verdict
 from service.judge.results import SweepResult, shared_gpus
 
 
@@ -19,6 +19,7 @@ def caveats(result: SweepResult) -> list[str]:
         *_of_the_time(result),
         *_planted(result),
         *_gpus(result),
+        *_disputed(result),
         *_doubts(result),
         *_gaps(result),
     ]
@@ -123,6 +124,20 @@ def _shared_gpus(result: SweepResult) -> list[str]:
         f"SHARED GPU, cp_size {size}: {len(uuids)} ranks on {len(set(uuids))} GPU{'s' * (len(set(uuids)) != 1)}: right for behaviour; "
         "its times are nobody's speed, and are withheld"
         for size, uuids in sorted(crowded.items())
+    ]
+
+
+def _disputed(result: SweepResult) -> list[str]:
+    """Intervals that exclude 1 beside UNRESOLVED."""
+    disputed = Counter(
+        (arm.arm, arm.reason)
+        for cell in result.cells
+        for arm in cell.arms
+        if arm.verdict is Verdict.UNRESOLVED and arm.comparison is not None and arm.comparison.ratio.excludes(1)
+    )
+    return [
+        f"{arm} in {count} cell{'s' * (count != 1)}: UNRESOLVED though the interval excludes 1: {reason}"
+        for (arm, reason), count in disputed.items()
     ]
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from experiments import catalogue
-from experiments.names import Regime
+from experiments.names import Regime, Verdict
+from service.judge.interval import Interval
 from service.judge.judging import judge_sweep
 from service.judge.results import CellRecord
 from service.judge.samples import launch_time_us, reduce_trials
@@ -129,6 +130,21 @@ def test_mlflow_names_what_is_not_at_rest(tmp_path):
     for run in plan_runs(others.sweep(quiet.sweep_id), make_spec(), quiet, {}):
         assert not {"skew_us", "filler_us"} & {*run.tags, *run.params}
     others.close()
+
+
+def test_an_interval_that_excludes_1_beside_unresolved_is_explained(tmp_path):
+    records, result = make_sweep(home_in(tmp_path), make_spec())
+    (arm,) = (arm for arm in result.cells[0].arms if arm.arm == "overlapped")
+    assert arm.comparison is not None
+    apart = replace(arm.comparison, ratio=Interval(1.03, 1.01, 1.05))
+    asked = replace(arm, verdict=Verdict.UNRESOLVED, comparison=apart, reason="the fastest ranks do not bear it out")
+    disputed = replace(result, cells=(replace(result.cells[0], arms=(result.cells[0].arms[0], asked)), *result.cells[1:]))
+    line = "overlapped in 1 cell: UNRESOLVED though the interval excludes 1: the fastest ranks do not bear it out"
+    assert line in caveats(disputed)
+    around = replace(asked, comparison=replace(apart, ratio=Interval(1.0, 0.98, 1.02)))
+    quiet = replace(result, cells=(replace(result.cells[0], arms=(result.cells[0].arms[0], around)), *result.cells[1:]))
+    assert not any("excludes 1" in line for line in caveats(quiet))
+    records.close()
 
 
 def test_a_host_bound_arm_says_so(tmp_path):

@@ -1,0 +1,80 @@
+"""What gloo's event loop costs a rank that has one core, when a message that wakes it may preempt a sender (`workers.affinity`).
+
+    python -m tests.benchmarks.bench_event_loop [--launches 10] [--set KEY=VALUE]
+
+Equal arms of a calibration study's cell, in launches that take turns: with the loop under SCHED_BATCH, as ranks set it, and under SCHED_OTHER, as the
+system would have it. Linux lets this process change the policy of its ranks' threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from experiments.names import BASELINE_ARM
+from experiments.spec.experiment import ExperimentSpec
+from service.calibrate.recording import OTHER_ARM
+from service.calibrate.study import study_spec
+from service.run.local_ranks import local_group
+from service.run.orders import block_of, warm_up_of
+from service.run.rank_group import RankGroup
+from workers.affinity import EVENT_LOOP
+from workers.messages import BlockReport, PrepareCell
+
+POLICIES = {"gives way (SCHED_BATCH)": os.SCHED_BATCH, "preempts (SCHED_OTHER)": os.SCHED_OTHER}
+SPIKE = 1.8
+"""A trial that took that many medians was held up."""
+
+
+def set_policy(group: RankGroup, policy: int) -> None:
+    """Of the event loops of all ranks."""
+    for joined in group.joined:
+        for task in Path(f"/proc/{joined.pid}/task").iterdir():
+            if (task / "comm").read_text().strip() == EVENT_LOOP:
+                os.sched_setscheduler(int(task.name), policy, os.sched_param(0))
+
+
+def pairs_of_a_launch(group: RankGroup, spec: ExperimentSpec, policy: int, number: int) -> np.ndarray:
+    """Times of the slowest rank, us, [pairs, 2]: baseline and other of each row."""
+    plan, (cell,), arms = spec.measurement, spec.expand().cells, [BASELINE_ARM, OTHER_ARM]
+    group.launch(plan.launch_timeout_s, plan.gather_timeout_s, spec.device, [])
+    set_policy(group, policy)
+    group.ask(
+        PrepareCell(cell, dict(spec.arms), spec.weights, number, plan.inputs, spec.verify, spec.simulation), plan.block_timeout_s
+    )
+    group.ask(warm_up_of(arms, 2 * plan.warmup_trials, 1, number, "warm up"), plan.block_timeout_s)
+    block = block_of(arms, plan.trials_per_block, 1, number)
+    reports = [answer for answer in group.ask(block, plan.block_timeout_s) if isinstance(answer, BlockReport)]
+    times_us = [max(row.elapsed_us for row in rows) for rows in zip(*(report.rows for report in reports), strict=True)]
+    of = {arm: [us for order, us in zip(block.orders, times_us, strict=True) if order.variant == arm] for arm in arms}
+    return np.array([of[BASELINE_ARM], of[OTHER_ARM]]).T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--launches", type=int, default=10, help="of each policy")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="of the study's cell")
+    options = parser.parse_args()
+    spec = study_spec(options.overrides, 1, 0.0)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in POLICIES}
+    group = local_group(spec.cells.cp_size[0])
+    try:
+        for number in range(options.launches):
+            for name, policy in POLICIES.items():
+                found[name].append(pairs_of_a_launch(group, spec, policy, number))
+                group.kill_ranks()
+    finally:
+        group.close()
+    print("| event loop | median us | trials held up | pairs scatter by | medians of launches by |\n|---|---|---|---|---|")
+    for name, launches in found.items():
+        medians = [float(np.median(pairs)) for pairs in launches]
+        held = np.mean([np.mean(pairs > SPIKE * median) for pairs, median in zip(launches, medians, strict=True)])
+        scatter = np.median([np.std(np.log(pairs[:, 1] / pairs[:, 0])) for pairs in launches])
+        print(f"| {name} | {np.median(medians):,.0f} | {held:.1%} | {scatter:.1%} | {np.std(np.log(medians)):.1%} |")
+
+
+if __name__ == "__main__":
+    main()
