@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -14,7 +15,7 @@ from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
 from workers import collective_log
-from workers.affinity import hold_back_event_loops, settle_on, share_of_cores
+from workers.affinity import event_loop_that_gives_way, settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
 from workers.fabrics.gpus import boot_id, gpu_uuid, refuse_what_this_gpu_cannot_hold, take_gpu, wait_for_mps
 from workers.fabrics.transport import CollectiveTransport, open_transport, rendezvous
@@ -99,20 +100,20 @@ class CPRank:
         cores = settle_on(share_of_cores(list(os.sched_getaffinity(0)), request.node_index, request.node_ranks))
         # gloo and NCCL pick an interface by host name otherwise, which on many hosts is loopback.
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = request.interface
-        if request.device is Device.CUDA:
+        is_cuda = request.device is Device.CUDA
+        if is_cuda:
             wait_for_mps(request.timeout_s)
             take_gpu(request.gpus, request.node_index)
         if self._store is None:
             self._store, _ = rendezvous(
                 request.rank, request.world_size, request.store.host, request.store.port, request.timeout_s
             )
-        self._transport = open_transport(
-            self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
-        )
-        hold_back_event_loops()
+        with contextlib.nullcontext() if is_cuda else event_loop_that_gives_way():
+            self._transport = open_transport(
+                self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
+            )
         self._transport.barrier()
         self._joined = request
-        is_cuda = request.device is Device.CUDA
         gpu, uuid = (torch.cuda.get_device_name(), gpu_uuid()) if is_cuda else ("", "")
         return Joined(request.rank, os.getpid(), boot_id(), self._transport.path, cores, gpu, uuid)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from service.calibrate.study import study_spec
 from service.run.local_ranks import local_group
 from service.run.orders import block_of, warm_up_of
 from service.run.rank_group import RankGroup
-from workers.affinity import EVENT_LOOP
 from workers.messages import BlockReport, PrepareCell
 
 POLICIES = {"gives way (SCHED_BATCH)": os.SCHED_BATCH, "preempts (SCHED_OTHER)": os.SCHED_OTHER}
@@ -30,11 +28,13 @@ SPIKE = 1.8
 
 
 def set_policy(group: RankGroup, policy: int) -> None:
-    """Of the event loops of all ranks."""
+    """Of the event loops of all ranks: those threads that ranks put under SCHED_BATCH."""
     for joined in group.joined:
-        for task in Path(f"/proc/{joined.pid}/task").iterdir():
-            if (task / "comm").read_text().strip() == EVENT_LOOP:
-                os.sched_setscheduler(int(task.name), policy, os.sched_param(0))
+        threads = [int(thread) for thread in os.listdir(f"/proc/{joined.pid}/task")]
+        loops = [thread for thread in threads if os.sched_getscheduler(thread) == os.SCHED_BATCH]
+        assert loops, "a rank's event loop gives way"
+        for thread in loops:
+            os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 
 def pairs_of_a_launch(group: RankGroup, spec: ExperimentSpec, policy: int, number: int) -> np.ndarray:
