@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 EVENT_LOOP = "gloo_tcp_loop"
-"""What gloo names the thread that reads and writes its sockets; that of torch 2.11 names none, and torch all others."""
+"""What gloo names the thread that reads and writes its sockets, as in torch 2.13."""
 
 
 def share_of_cores(cores: list[int], index: int, count: int) -> tuple[int, ...]:
@@ -33,7 +33,8 @@ def settle_on(cores: tuple[int, ...]) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def event_loop_that_gives_way() -> Iterator[None]:
-    """Puts the event loop of a gloo group that is made inside under SCHED_BATCH, so that a message which wakes it does not preempt who runs.
+    """Puts the event loop of a gloo group that is made and has met inside under SCHED_BATCH, so that a message which wakes it does not preempt who
+    runs. Threads name themselves when they first run: the group must have met.
 
     gloo's loop only tries the lock of a connection and polls again, at once, while somebody holds it (gloo/transport/tcp/pair.cc,
     `Pair::handleEvents`). A loop that has preempted a sender inside that lock on their one core therefore spins until its time slice is over.
@@ -42,13 +43,16 @@ def event_loop_that_gives_way() -> Iterator[None]:
     """
     before = set(os.listdir("/proc/self/task"))
     yield
-    unnamed = _name(os.getpid())  # what a thread is called that nobody named
-    for thread in set(os.listdir("/proc/self/task")) - before:
-        # A thread may end meanwhile, and a sandbox may know no policies: then all stays as it was.
-        with contextlib.suppress(OSError):
-            if _name(thread) in (EVENT_LOOP, unnamed):
-                os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
+    names = {int(thread): _name(thread) for thread in set(os.listdir("/proc/self/task")) - before}
+    # torch 2.11's loop has no name, as its main thread; its senders have theirs.
+    loop = EVENT_LOOP if EVENT_LOOP in names.values() else _name(os.getpid())
+    for thread in (thread for thread, name in names.items() if name == loop):
+        with contextlib.suppress(OSError):  # a sandbox may know no policies: then all stays as it was
+            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _name(thread: str | int) -> str:
-    return Path(f"/proc/self/task/{thread}/comm").read_text().strip()
+    """What it is called; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/self/task/{thread}/comm").read_text().strip()
+    return ""

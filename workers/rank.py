@@ -112,7 +112,7 @@ class CPRank:
             self._transport = open_transport(
                 self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
             )
-        self._transport.barrier()
+            self._transport.barrier()
         self._joined = request
         gpu, uuid = (torch.cuda.get_device_name(), gpu_uuid()) if is_cuda else ("", "")
         return Joined(request.rank, os.getpid(), boot_id(), self._transport.path, cores, gpu, uuid)

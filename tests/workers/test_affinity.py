@@ -51,7 +51,7 @@ def test_the_event_loop_of_a_rank_gives_way_and_no_other_thread_does(groups: lis
         assert giving_way
         assert joined.pid not in giving_way
         assert not any(names[thread].startswith("pt_") for thread in giving_way)  # the senders are torch's
-        if EVENT_LOOP in names.values():  # torch 2.11 has no name for it, nor for the threads that come with it
+        if EVENT_LOOP in names.values():  # torch 2.11 has no name for it
             assert [names[thread] for thread in giving_way] == [EVENT_LOOP]
 
 
