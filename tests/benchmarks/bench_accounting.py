@@ -44,7 +44,7 @@ from service.store.records import Records
 from tests.benchmarks.accounting_picture import draw_accounting
 from tests.hosts.link import BURST_BYTES, missing_piece, shaped_link
 from tests.hosts.ranks import ROOT, link_group
-from tests.hosts.sweep import make_spec, run_on
+from tests.hosts.sweep import ONE_LATE, make_spec, run_on
 
 RATES_MBPS = (20.0, 40.0, 80.0, 160.0, 320.0)
 BYTES_PER_TOKEN = 128
@@ -53,10 +53,6 @@ TOKENS = 2048
 """A gather's threads wait for the core of a rank that computes, up to a tick of the scheduler (4 ms at 250 Hz): the step is that long that this is
 little of the gather."""
 PLANTED_TOKENS = 512
-SKEW_US = 1000.0
-"""One rank comes later to every gather, in all arms and controls. gloo's ranks tell each other that they are ready to receive on the connection that
-carries the keys: who comes second says so behind its own first half. Without skew it is left to microseconds whether a gather waits for that (at 10
-Mbit/s 40 or 61 ms), and the mixture differs between arms and controls."""
 CONFIDENCE = 0.95
 TELLS = 1 / 3
 """An interval that reaches further than this share of G to either side would agree with too much: it says nothing."""
@@ -194,12 +190,11 @@ def point_of(rate_mbps: float | None, floor_us: float | None, result: SweepResul
 
 def measure_links(rates_mbps: Sequence[float | None], tokens: int, measurement: dict[str, Any], records: Records) -> list[Point]:
     """One sweep for each rate, on a link of its own."""
-    cell = {"cp_size": 2, "split": "zigzag", "fabric": "process_group", "skew_us": SKEW_US}
     points = []
     for rate_mbps in rates_mbps:
         with shaped_link(rate_mbps) as link:
             workload = {"kind": "grid", "new_tokens": [tokens]}
-            spec = make_spec("accounting", measurement, cells=cell, workload=workload)
+            spec = make_spec("accounting", measurement, cells=ONE_LATE, workload=workload)
             shaping = {"rate_mbps": rate_mbps, "burst_bytes": BURST_BYTES if rate_mbps else None, "kind": "veth pair, tc tbf"}
             result = run_on(lambda _, link=link: link_group(link), spec, records, shaping)
             points.append(point_of(rate_mbps, link.floor_us(tokens * BYTES_PER_TOKEN), result, records))

@@ -13,6 +13,11 @@ from service.run.sweep import measure
 from service.store.judged import load_result
 from service.store.records import Records
 
+ONE_LATE = {"cp_size": 2, "split": "zigzag", "fabric": "process_group", "skew_us": 1000.0}
+"""One rank comes later to every gather, in all arms and controls. gloo's ranks tell each other that they are ready to receive on the connection that
+carries the keys: who comes second says so behind its own first half. Without skew it is left to microseconds whether a gather waits for that (at 10
+Mbit/s 40 or 61 ms), and the mixture differs between arms and controls."""
+
 
 def make_spec(name: str, measurement: dict[str, Any], **changes: Any) -> ExperimentSpec:
     """One cell: `serial` against `overlap_rotate`, 512 tokens of `mini` on two ranks, over the links as they are."""
