@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
-
-import numpy as np
+from statistics import fmean, mean
 
 from experiments.names import Verdict
 from service.calibrate.error_rates import Rate, rule_on
@@ -54,7 +52,8 @@ class Priced:
 
 @dataclass(frozen=True)
 class Cheapest:
-    """A rule at its best: its cheapest plan that resolves the effect, or the one that finds most without crying too often; None where each cries."""
+    """A rule at its best: its cheapest plan that resolves the effect, or the one that finds most without crying too often; None where each
+    cries, or can be asked too seldom."""
 
     name: str
     best: Priced | None
@@ -67,7 +66,7 @@ def families() -> dict[str, list[Rival]]:
     return {
         "t-test": [Rival("", welch, 1)],
         "pytest-benchmark, min:P%": [Rival(f"min:{p}%", regression(min, p), 1) for p in thresholds],
-        "pytest-benchmark, mean:P%": [Rival(f"mean:{p}%", regression(lambda us: float(np.mean(us)), p), 1) for p in thresholds],
+        "pytest-benchmark, mean:P%": [Rival(f"mean:{p}%", regression(fmean, p), 1) for p in thresholds],
         "asv, rounds in turn": [Rival(f"factor {f}", asv(f), 1, is_in_turn=True) for f in factors],
         "asv's rule on raw trials, rounds in turn": [
             Rival(f"factor {f}", asv(f, is_raw=True), 1, is_in_turn=True) for f in factors

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from statistics import mean, median
+from statistics import fmean, mean, median
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def asv(factor: float, is_raw: bool = False) -> Callable[[Runs, Runs], Said]:
 def asv_samples(run: Sequence[float]) -> list[float]:
     """The samples that asv would have taken of a round: means of trials that fill its sample time together, its number of them."""
     number = min(max(1, round(ASV_SAMPLE_US / median(run))), len(run))
-    means = [_mean(run[at : at + number]) for at in range(0, len(run) - number + 1, number)]
+    means = [fmean(run[at : at + number]) for at in range(0, len(run) - number + 1, number)]
     return means[:ASV_SAMPLES]
 
 
@@ -93,17 +93,13 @@ def _pooled(runs: Runs) -> list[float]:
     return [us for run in runs for us in run]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
 RIVALS = (
     Rival("two runs and a t-test", welch, 1),
     Rival("4 runs of each, pooled, and a t-test", welch, 4),
     Rival("pytest-benchmark, min:5%", regression(min, 5), 1),
-    Rival("pytest-benchmark, mean:5%", regression(_mean, 5), 1),
+    Rival("pytest-benchmark, mean:5%", regression(fmean, 5), 1),
     Rival("pytest-benchmark, min:3%", regression(min, 3), 1),
-    Rival("pytest-benchmark, mean:3%", regression(_mean, 3), 1),
+    Rival("pytest-benchmark, mean:3%", regression(fmean, 3), 1),
     Rival("pytest-benchmark, min:3%, 4 runs of each, pooled", regression(min, 3), 4),
     Rival("asv, 2 rounds in turn, factor 1.1", asv(1.1), 2, is_in_turn=True),
     Rival("asv, 2 rounds in turn, factor 1.025", asv(1.025), 2, is_in_turn=True),

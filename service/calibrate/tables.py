@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.calibrate.cheapest import LEVEL, cheapest
+from service.calibrate.cheapest import LEVEL, MIN_DECISIONS, cheapest
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun
 from service.calibrate.live import LiveComparison
 from service.calibrate.recording import Recording
@@ -77,7 +77,9 @@ def cheapest_table(recordings: Sequence[Recording], indifference_pct: float) -> 
     ]
     for row in found:
         if (best := row.best) is None:
-            lines.append(f"| {row.name} | none: more than {LEVEL:.0%} false alarms by each | | | | | |")
+            lines.append(
+                f"| {row.name} | none: more than {LEVEL:.0%} false alarms by each that has {MIN_DECISIONS} decisions | | | | | |"
+            )
             continue
         times = (
             f"{best.trials_s / own.trials_s:.1f}" if best.resolves and own is not None and own.resolves else "does not resolve it"

@@ -53,6 +53,7 @@ TOKENS = 2048
 """A gather's threads wait for the core of a rank that computes, up to a tick of the scheduler (4 ms at 250 Hz): the step is that long that this is
 little of the gather."""
 PLANTED_TOKENS = 512
+"""On the simulated lanes."""
 CONFIDENCE = 0.95
 TELLS = 1 / 3
 """An interval that reaches further than this share of G to either side would agree with too much: it says nothing."""
