@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, mean
+from statistics import fmean
 
-from experiments.names import Verdict
 from service.calibrate.error_rates import Rate, rule_on
 from service.calibrate.recording import LaunchSamples, Recording
-from service.calibrate.rivals import Rival, Said, asv, decisions, regression, welch
+from service.calibrate.rivals import CLAIMS, Rival, Row, asv, own_row, regression, row_of, welch
 from service.judge.looks import Looks
 
 POWER, LEVEL = 0.95, 0.05
@@ -28,35 +27,18 @@ OWN_LOOKS = (Looks(5, 5), Looks(5, 8))
 """The service's plans: fewer launches than five are refused, and A/A recordings have eight."""
 
 
-@dataclass(frozen=True)
-class Priced:
-    """What a rule does under one plan.
-
-    Attributes:
-        false_alarms, found: As in `rivals.Row`.
-        launches: Mean of a decision, both versions together.
-        trials_s: Mean inside the samples that a decision uses.
-    """
-
-    plan: str
-    false_alarms: Rate
-    found: Rate
-    launches: float
-    trials_s: float
-
-    @property
-    def resolves(self) -> bool:
-        """Whether it does what is asked."""
-        return self.found.share >= POWER and self.false_alarms.share <= LEVEL
+def resolves(plan: Row) -> bool:
+    """Whether it does what is asked."""
+    return plan.found.share >= POWER and plan.false_alarms.share <= LEVEL
 
 
 @dataclass(frozen=True)
 class Cheapest:
-    """A rule at its best: its cheapest plan that resolves the effect, or the one that finds most without crying too often; None where each
-    cries, or can be asked too seldom."""
+    """A rule at its best: the line of its cheapest plan that resolves the effect, named by the plan, or of the one that finds most without crying too
+    often; None where each cries, or can be asked too seldom."""
 
     name: str
-    best: Priced | None
+    best: Row | None
 
 
 def families() -> dict[str, list[Rival]]:
@@ -82,51 +64,34 @@ def cheapest(equal: Sequence[Recording], slower: Sequence[Recording], indifferen
     return rows
 
 
-def _best(plans: Iterator[Priced]) -> Priced | None:
+def _best(plans: Iterator[Row]) -> Row | None:
     quiet = [plan for plan in plans if plan.false_alarms.share <= LEVEL]
-    if resolving := [plan for plan in quiet if plan.resolves]:
+    if resolving := [plan for plan in quiet if resolves(plan)]:
         return min(resolving, key=lambda plan: plan.trials_s)
     return max(quiet, key=lambda plan: (plan.found.share, -plan.trials_s), default=None)
 
 
-def _plans(family: Sequence[Rival], launches: Sequence[LaunchSamples]) -> Iterator[Priced]:
+def _plans(family: Sequence[Rival], launches: Sequence[LaunchSamples]) -> Iterator[Row]:
     for trials in _lengths(launches):
         shortened = [launch.first(trials) for launch in launches]
         for rival in (replace(rule, runs=runs) for rule in family for runs in RUNS):
-            found = decisions(rival, shortened, is_equal=False)
-            if len(found) < MIN_DECISIONS:
-                continue
-            alarms = [said is not Said.NOTHING for said, _ in decisions(rival, shortened, is_equal=True)]
             plan = ", ".join(filter(None, (rival.name, f"{rival.runs} runs of each", f"{trials} trials")))
-            hits = sum(said is Said.SLOWER for said, _ in found)
-            seconds = mean(spent for _, spent in found)
-            yield Priced(plan, Rate(sum(alarms), len(alarms)), Rate(hits, len(found)), 2 * rival.runs, seconds)
+            if len(shortened) // (2 * rival.runs) >= MIN_DECISIONS:
+                yield row_of(plan, rival, shortened)
 
 
-def _own_plans(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> Iterator[Priced]:
+def _own_plans(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> Iterator[Row]:
     recorded = [launch for recording in (*equal, *slower) for launch in recording.launches]
     for trials in _lengths(recorded):
-        quiet, planted = ([[launch.first(trials) for launch in r.launches] for r in group] for group in (equal, slower))
+        quiet, slow = ([[launch.first(trials) for launch in r.launches] for r in group] for group in (equal, slower))
         for looks in OWN_LOOKS:
-            ends = [rule_on(launches, looks, indifference_pct) for launches in planted]
-            # A comparison that was ended by a claim lacks the launches that the shorter trials might have asked for: it counts as an alarm.
+            # A comparison that was decided early lacks the launches that shorter trials might have asked for: it counts as an alarm.
             alarms = sum(
-                len(launches) < looks.last
-                or rule_on(launches, looks, indifference_pct).verdict in (Verdict.FASTER, Verdict.SLOWER)
-                for launches in quiet
+                len(launches) < looks.last or rule_on(launches, looks, indifference_pct).verdict in CLAIMS for launches in quiet
             )
-            seconds = mean(
-                sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in launches[: end.launches]) / 1e6
-                for launches, end in zip(planted, ends, strict=True)
-            )
-            words = " or ".join(map(str, looks.planned))
-            yield Priced(
-                f"looks after {words} launches, {trials} pairs",
-                Rate(alarms, len(quiet)),
-                Rate(sum(end.verdict is Verdict.SLOWER for end in ends), len(ends)),
-                mean(end.launches for end in ends),
-                seconds,
-            )
+            plan = f"looks after {' or '.join(map(str, looks.planned))} launches, {trials} pairs"
+            planted = [(launches, looks) for launches in slow]
+            yield own_row(plan, Rate(alarms, len(quiet)), planted, indifference_pct)
 
 
 def _lengths(launches: Sequence[LaunchSamples]) -> list[int]:

@@ -56,16 +56,23 @@ def run_live(group: RankGroup, spec: ExperimentSpec, machine: str, planted_pct: 
 
 
 def _run(group: RankGroup, spec: ExperimentSpec, arm: str, number: int) -> tuple[float, ...]:
-    plan, (cell,) = spec.measurement, spec.expand().cells
+    plan = spec.measurement
     group.launch(plan.launch_timeout_s, plan.gather_timeout_s, spec.device, [])
-    seed = spec.seed + 7919 * number
+    return times_of(group, spec, [arm], spec.seed + 7919 * number)[arm]
+
+
+def times_of(group: RankGroup, spec: ExperimentSpec, arms: list[str], seed: int) -> dict[str, tuple[float, ...]]:
+    """In a group that is up: prepared, warmed up, and one block of a study's cell. Of each arm the slowest rank's times in order, us."""
+    plan, (cell,) = spec.measurement, spec.expand().cells
     group.ask(
         PrepareCell(cell, dict(spec.arms), spec.weights, seed, plan.inputs, spec.verify, spec.simulation), plan.block_timeout_s
     )
-    group.ask(warm_up_of([arm], 2 * plan.warmup_trials, 1, seed, "warm up"), plan.block_timeout_s)
-    answers = group.ask(block_of([arm], plan.trials_per_block, 1, seed), plan.block_timeout_s)
-    reports = [answer for answer in answers if isinstance(answer, BlockReport)]
-    return tuple(max(row.elapsed_us for row in rows) for rows in zip(*(report.rows for report in reports), strict=True))
+    group.ask(warm_up_of(arms, 2 * plan.warmup_trials, 1, seed, "warm up"), plan.block_timeout_s)
+    block = block_of(arms, plan.trials_per_block, 1, seed)
+    reports = [answer for answer in group.ask(block, plan.block_timeout_s) if isinstance(answer, BlockReport)]
+    slowest_us = [max(row.elapsed_us for row in rows) for rows in zip(*(report.rows for report in reports), strict=True)]
+    timed = list(zip(block.orders, slowest_us, strict=True))
+    return {arm: tuple(us for order, us in timed if order.variant == arm) for arm in arms}
 
 
 def read_live(path: Path) -> Iterator[LiveComparison]:

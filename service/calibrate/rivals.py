@@ -21,10 +21,13 @@ import numpy as np
 from experiments.names import Verdict
 from service.calibrate.error_rates import Rate, rule_on
 from service.calibrate.recording import LaunchSamples, Recording
+from service.judge.looks import Looks
 
 Runs = Sequence[Sequence[float]]
 """Samples of one version, us, run by run."""
 
+CLAIMS = (Verdict.FASTER, Verdict.SLOWER)
+"""Of the service: a false alarm on equal code."""
 ASV_P = 0.002
 ASV_SAMPLE_US = 10_000.0
 ASV_SAMPLES = 5
@@ -129,24 +132,46 @@ class Row:
 
 def compare_rivals(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> list[Row]:
     """The service's rule and its rivals on A/A recordings and on recordings of one planted slow-down."""
-    rows = [_own_row(equal, slower, indifference_pct)]
+    alarms = sum(rule_on(r.launches, r.looks, indifference_pct).verdict in CLAIMS for r in equal)
+    planted = [(r.launches, r.looks) for r in slower]
     launches = [launch for recording in slower for launch in recording.launches]
-    for rival in RIVALS:
-        alarms = [said for said, _ in decisions(rival, launches, is_equal=True)]
-        found = decisions(rival, launches, is_equal=False)
-        rows.append(
-            Row(
-                rival.name,
-                Rate(sum(said is not Said.NOTHING for said in alarms), len(alarms)),
-                Rate(sum(said is Said.SLOWER for said, _ in found), len(found)),
-                2 * rival.runs,
-                mean(seconds for _, seconds in found) if found else 0.0,
-            )
-        )
-    return rows
+    return [
+        own_row("CP Lab", Rate(alarms, len(equal)), planted, indifference_pct),
+        *(row_of(rival.name, rival, launches) for rival in RIVALS),
+    ]
 
 
-def decisions(rival: Rival, launches: Sequence[LaunchSamples], is_equal: bool) -> list[tuple[Said, float]]:
+def row_of(name: str, rival: Rival, launches: Sequence[LaunchSamples]) -> Row:
+    """A rival's line, from launches in a row with a slow-down planted in the other arm."""
+    alarms = [said is not Said.NOTHING for said, _ in _decisions(rival, launches, is_equal=True)]
+    found = _decisions(rival, launches, is_equal=False)
+    return Row(
+        name,
+        Rate(sum(alarms), len(alarms)),
+        Rate(sum(said is Said.SLOWER for said, _ in found), len(found)),
+        2 * rival.runs,
+        mean(seconds for _, seconds in found) if found else 0.0,
+    )
+
+
+def own_row(
+    name: str, false_alarms: Rate, slower: Sequence[tuple[Sequence[LaunchSamples], Looks]], indifference_pct: float
+) -> Row:
+    """The service's line, from the launches of comparisons with a planted slow-down and the looks that each is read at."""
+    ends = [(launches, rule_on(launches, looks, indifference_pct)) for launches, looks in slower]
+    seconds = [
+        sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in launches[: end.launches]) / 1e6 for launches, end in ends
+    ]
+    return Row(
+        name,
+        false_alarms,
+        Rate(sum(end.verdict is Verdict.SLOWER for _, end in ends), len(ends)),
+        mean(end.launches for _, end in ends) if ends else 0.0,
+        mean(seconds) if seconds else 0.0,
+    )
+
+
+def _decisions(rival: Rival, launches: Sequence[LaunchSamples], is_equal: bool) -> list[tuple[Said, float]]:
     """What the rule says of every disjoint set of launches in a row that it takes, and the seconds of samples in it."""
     made = []
     size = 2 * rival.runs
@@ -157,19 +182,3 @@ def decisions(rival: Rival, launches: Sequence[LaunchSamples], is_equal: bool) -
         other = [launch.baseline_us if is_equal else launch.other_us for launch in second]
         made.append((rival.says(baseline, other), (sum(map(sum, baseline)) + sum(map(sum, other))) / 1e6))
     return made
-
-
-def _own_row(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> Row:
-    alarms = [rule_on(r.launches, r.looks, indifference_pct) for r in equal]
-    ends = [rule_on(r.launches, r.looks, indifference_pct) for r in slower]
-    seconds = [
-        sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in r.launches[: end.launches]) / 1e6
-        for end, r in zip(ends, slower, strict=True)
-    ]
-    return Row(
-        "CP Lab",
-        Rate(sum(end.verdict in (Verdict.FASTER, Verdict.SLOWER) for end in alarms), len(alarms)),
-        Rate(sum(end.verdict is Verdict.SLOWER for end in ends), len(ends)),
-        mean(end.launches for end in ends) if ends else 0.0,
-        mean(seconds) if seconds else 0.0,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.calibrate.cheapest import LEVEL, MIN_DECISIONS, cheapest
+from service.calibrate.cheapest import LEVEL, MIN_DECISIONS, cheapest, resolves
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun
 from service.calibrate.live import LiveComparison
 from service.calibrate.recording import Recording
@@ -82,10 +82,12 @@ def cheapest_table(recordings: Sequence[Recording], indifference_pct: float) -> 
             )
             continue
         times = (
-            f"{best.trials_s / own.trials_s:.1f}" if best.resolves and own is not None and own.resolves else "does not resolve it"
+            f"{best.trials_s / own.trials_s:.1f}"
+            if own is not None and resolves(best) and resolves(own)
+            else "does not resolve it"
         )
         lines.append(
-            f"| {row.name} | {best.plan} | {best.false_alarms.words} | {best.found.words} | {best.launches:.1f} | {best.trials_s:.2f} "
+            f"| {row.name} | {best.name} | {best.false_alarms.words} | {best.found.words} | {best.launches:.1f} | {best.trials_s:.2f} "
             f"| {times} |"
         )
     return "\n".join(lines) + "\n"

@@ -50,8 +50,7 @@ RATES_MBPS = (20.0, 40.0, 80.0, 160.0, 320.0)
 BYTES_PER_TOKEN = 128
 """Into each of two ranks: the other's half of the tokens, 256 B each."""
 TOKENS = 2048
-"""A gather's threads wait for the core of a rank that computes, up to a tick of the scheduler (4 ms at 250 Hz): the step is that long that this is
-little of the gather."""
+"""Overlapping costs some 2 to 4 ms of contention on one core a rank, whatever the step (about a scheduler's tick): this one is long against it."""
 PLANTED_TOKENS = 512
 """On the simulated lanes."""
 CONFIDENCE = 0.95

@@ -15,12 +15,11 @@ import numpy as np
 
 from experiments.names import BASELINE_ARM
 from experiments.spec.experiment import ExperimentSpec
+from service.calibrate.live import times_of
 from service.calibrate.recording import OTHER_ARM
 from service.calibrate.study import study_spec
 from service.run.local_ranks import local_group
-from service.run.orders import block_of, warm_up_of
 from service.run.rank_group import RankGroup
-from workers.messages import BlockReport, PrepareCell
 
 POLICIES = {"gives way (SCHED_BATCH)": os.SCHED_BATCH, "preempts (SCHED_OTHER)": os.SCHED_OTHER}
 SPIKE = 1.8
@@ -39,18 +38,10 @@ def set_policy(group: RankGroup, policy: int) -> None:
 
 def pairs_of_a_launch(group: RankGroup, spec: ExperimentSpec, policy: int, number: int) -> np.ndarray:
     """Times of the slowest rank, us, [pairs, 2]: baseline and other of each row."""
-    plan, (cell,), arms = spec.measurement, spec.expand().cells, [BASELINE_ARM, OTHER_ARM]
-    group.launch(plan.launch_timeout_s, plan.gather_timeout_s, spec.device, [])
+    group.launch(spec.measurement.launch_timeout_s, spec.measurement.gather_timeout_s, spec.device, [])
     set_policy(group, policy)
-    group.ask(
-        PrepareCell(cell, dict(spec.arms), spec.weights, number, plan.inputs, spec.verify, spec.simulation), plan.block_timeout_s
-    )
-    group.ask(warm_up_of(arms, 2 * plan.warmup_trials, 1, number, "warm up"), plan.block_timeout_s)
-    block = block_of(arms, plan.trials_per_block, 1, number)
-    reports = [answer for answer in group.ask(block, plan.block_timeout_s) if isinstance(answer, BlockReport)]
-    times_us = [max(row.elapsed_us for row in rows) for rows in zip(*(report.rows for report in reports), strict=True)]
-    of = {arm: [us for order, us in zip(block.orders, times_us, strict=True) if order.variant == arm] for arm in arms}
-    return np.array([of[BASELINE_ARM], of[OTHER_ARM]]).T
+    times_us = times_of(group, spec, [BASELINE_ARM, OTHER_ARM], number)
+    return np.array([times_us[BASELINE_ARM], times_us[OTHER_ARM]]).T
 
 
 def main() -> None:

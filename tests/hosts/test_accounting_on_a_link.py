@@ -13,7 +13,7 @@ from tests.hosts.sweep import ONE_LATE, make_spec, run_on
 pytestmark = pytest.mark.hosts
 
 TOKENS = 1024
-"""Long enough for what a gather's threads wait for a core (a tick of the scheduler, 4 ms) to be little of it."""
+"""Long against the 2 to 4 ms of contention that an overlap costs on one core a rank."""
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.errors import SpecError, UserError
 from experiments.names import Verdict
-from service.calibrate.cheapest import cheapest, families
+from service.calibrate.cheapest import cheapest, families, resolves
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun, rule_on
 from service.calibrate.live import LiveComparison, read_live, run_live
 from service.calibrate.recording import LaunchSamples, Recording, read, write
@@ -195,13 +195,13 @@ def test_every_rule_is_shown_at_its_cheapest():
     found = {row.name: row.best for row in cheapest(equal, slower, 1.0)}
     assert set(found) == {"CP Lab", *families()}
     own = found["CP Lab"]
-    assert own is not None and own.resolves
-    assert own.plan.startswith("looks after 5 ") and own.plan.endswith(
+    assert own is not None and resolves(own)
+    assert own.name.startswith("looks after 5 ") and own.name.endswith(
         " 5 pairs"
     )  # 2 % a pair: the fewest that are allowed show 5 %
     for rule, best in found.items():
         if rule != "CP Lab":
-            assert best is None or not best.resolves  # levels of 10 % hide 5 % from all who compare launches
+            assert best is None or not resolves(best)  # levels of 10 % hide 5 % from all who compare launches
     lines = cheapest_table([*equal, *slower], 1.0).splitlines()
     assert len(lines) == 2 + len(found)
     assert lines[2].endswith("| 1.0 |")
@@ -212,8 +212,8 @@ def test_a_rule_that_can_is_priced_by_the_least_that_does():
     level = [make_recording(seed, 5.0, launches=0) for seed in range(30)]
     slower = [r.model_copy(update={"launches": tuple(make_launch(rng, 1.05, noise=0.004) for _ in range(8))}) for r in level]
     best = {row.name: row.best for row in cheapest([make_recording(1)], slower, 1.0)}["pytest-benchmark, min:P%"]
-    assert best is not None and best.resolves
-    assert "1 runs of each, 5 trials" in best.plan  # launches agree here: one of each tells
+    assert best is not None and resolves(best)
+    assert "1 runs of each, 5 trials" in best.name  # launches agree here: one of each tells
     assert best.launches == 2
     assert best.trials_s == pytest.approx(10 * 1.025e-3, rel=0.05)
 
@@ -221,7 +221,7 @@ def test_a_rule_that_can_is_priced_by_the_least_that_does():
 def test_a_comparison_that_a_claim_ended_counts_as_an_alarm_of_shorter_plans():
     slower = [make_recording(100 + seed, 5.0) for seed in range(30)]
     own = {row.name: row.best for row in cheapest([make_recording(1, launches=5)], slower, 1.0)}["CP Lab"]
-    assert own is not None and own.plan.startswith("looks after 5 launches,")  # the plan of 5 or 8 is short of three
+    assert own is not None and own.name.startswith("looks after 5 launches,")  # the plan of 5 or 8 is short of three
 
 
 def test_tables_say_what_they_lack():
