@@ -53,6 +53,36 @@ def test_the_shapes_of_deepseek_v32():
         assert whole.recall >= 0.999
 
 
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_few_heads_leave_many_keys_at_a_score_of_nought(num_heads):
+    """Rows whose heads all weigh negative select among keys that no head is active for: any of them is right, and those beside them have a gap."""
+    dims = MINI.model_copy(update={"num_heads": num_heads})
+    for seed in range(4):
+        case = make_case(dims, make_step((0, 2048)), rows=64, seed=seed)
+        truth = Truth.of(case, case.r2)
+        assert (truth.gap_T > 0).all()
+        whole = truth.judge(run(OtherIndexer(dims, case.weights, accumulate_fp32), case).topk, case)
+        assert whole.ok, whole
+        assert whole.recall >= 0.999
+
+
+def test_only_keys_that_tie_with_the_kth_are_interchangeable():
+    scores_TN = torch.tensor([[0.0, 3.0, 0.0, 0.0, -1.0, 2.0]])
+    ks_T, ke_T, gap_T = torch.tensor([0]), torch.tensor([6]), torch.tensor([0.5])
+
+    def judge(*indexes: int):
+        return gates.compare_topk(torch.tensor([indexes]), scores_TN, ks_T, ke_T, 3, gap_T)
+
+    for tied in (0, 2, 3):
+        assert judge(1, 5, tied).ok
+        assert judge(1, 5, tied).recall == 1
+    lower, without_second = judge(1, 5, 4), judge(1, 2, 3)
+    assert not lower.ok
+    assert (lower.swaps, lower.worst_swap_gap) == (1, 1.0)
+    assert not without_second.ok  # of two ties that got in one is free, and one stands in for a better key
+    assert (without_second.swaps, without_second.worst_swap_gap) == (1, 2.0)
+
+
 def test_tables_of_float32_powers_swap_inside_the_gap_and_cost_recall():
     """Angles at position 16K are then off by 0.001 rad: right by every stage's gate, and not quite the same selection."""
     case = make_case(MINI, make_step((12288, 4096)), rows=64)

@@ -80,18 +80,19 @@ class GateResult:
 
 @dataclass(frozen=True)
 class TopkResult:
-    """Top-k against R2's scores. A swap is an index that one of both selected and the other did not."""
+    """Top-k against R2's scores. A swap is an index that one of both selected and the other did not, at another score than the k-th: of keys
+    that tie with it, whichever get in are right. With few heads many do: where no head is active, a key scores 0."""
 
     ok: bool
     recall: float
-    """Indexes selected by both, over those selected by R2, of all rows that see more than K keys: the others have no choice.
-    1 where there is no such row, as `detail` then says."""
+    """1 - swaps over the indexes selected by R2, of all rows that see more than K keys: the others have no choice. 1 where there is no such
+    row, as `detail` then says."""
     worst_swap_gap: float
     """Distance of the worst swapped element from the row's k-th score, in units of the score."""
     gap_bound: float
     """The distance it was allowed."""
     swaps: int
-    """Indexes that got in instead of one of R2's."""
+    """Indexes that got in, or of R2's were left out, whichever are more."""
     detail: str
 
 
@@ -304,7 +305,8 @@ def rounding_gap(
 
         k_scale^2 f ( sum_d (step(k_d) sum_h w_h q_hd)^2 + sum_h w_h^2 sum_d (step(q_hd) k_d)^2 ),   h over heads with q_h . k > 0
 
-    to first order. The gap is GAP_DEVIATIONS of its root.
+    to first order. The gap is GAP_DEVIATIONS of its root. A k-th key without an active head scores 0 however it is rounded; those about it do not,
+    and every head counts.
 
     Args:
         q_values_THD: R2's quantised queries.
@@ -317,6 +319,7 @@ def rounding_gap(
     q, boundary = as_float64(q_values_THD), boundary_T.cpu()
     k_TD, scale_T = as_float64(k_values_ND)[boundary], as_float64(k_scale_N)[boundary]
     active_TH = torch.einsum("thd,td->th", q, k_TD) > 0
+    active_TH |= ~active_TH.any(-1, keepdim=True)
     gates_TH = as_float64(gates_TH) * active_TH
     summed_TD = torch.einsum("th,thd->td", gates_TH, q)
     from_k = (fp8_step(k_TD) * summed_TD).square().sum(-1)
@@ -362,15 +365,16 @@ def compare_topk(
     ours, theirs = _membership(chosen_TK, ks, scores.shape[1]), _membership(got_TK.cpu().to(torch.int64), ks, scores.shape[1])
     contested = ke - ks > topk
     total = int(contested.sum()) * topk
-    swaps = int((theirs & ~ours).sum())
+    kth = scores.gather(1, boundary_keys(scores, ks, ke, topk)[:, None])
+    distance = torch.where(ours ^ theirs, (scores - kth).abs(), torch.zeros_like(scores))
+    swapped = distance > 0
+    swaps = max(int((theirs & swapped).sum()), int((ours & swapped).sum()))
     recall = 1 - swaps / total if total else 1.0
     if not swaps:
         return TopkResult(
             True, recall, 0.0, 0.0, 0, f"no swap; {int(contested.sum())} of {ks.numel()} rows see more than {topk} keys"
         )
-    kth = scores.gather(1, boundary_keys(scores, ks, ke, topk)[:, None])
-    distance = torch.where(ours ^ theirs, (scores - kth).abs(), torch.zeros_like(scores))
-    share = torch.where(distance > 0, distance / gap_T[:, None], torch.zeros_like(distance))
+    share = torch.where(swapped, distance / gap_T[:, None], torch.zeros_like(distance))
     row, key = divmod(int(share.argmax()), scores.shape[1])
     gap, bound = float(distance[row, key]), float(gap_T[row])
     side = "got in" if bool(theirs[row, key]) else "was left out"
