@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import time
@@ -15,8 +14,9 @@ from experiments.errors import UserError
 from experiments.names import Device
 from experiments.spec.cell import KEY_BYTES
 from workers import collective_log
-from workers.affinity import event_loop_that_gives_way, settle_on, share_of_cores
+from workers.affinity import settle_on, share_of_cores
 from workers.device_monitor import DeviceMonitor
+from workers.event_loop import event_loop_since, threads_now
 from workers.fabrics.gpus import boot_id, gpu_uuid, refuse_what_this_gpu_cannot_hold, take_gpu, wait_for_mps
 from workers.fabrics.transport import CollectiveTransport, open_transport, rendezvous
 from workers.lanes import Lanes, make_lanes
@@ -108,11 +108,13 @@ class CPRank:
             self._store, _ = rendezvous(
                 request.rank, request.world_size, request.store.host, request.store.port, request.timeout_s
             )
-        with contextlib.nullcontext() if is_cuda else event_loop_that_gives_way():
-            self._transport = open_transport(
-                self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
-            )
-            self._transport.barrier()
+        before = threads_now()
+        self._transport = open_transport(
+            self._store, request.rank, request.world_size, request.backend, request.interface, request.timeout_s
+        )
+        self._transport.barrier()
+        if not is_cuda:
+            self._transport.event_loop = event_loop_since(before)
         self._joined = request
         gpu, uuid = (torch.cuda.get_device_name(), gpu_uuid()) if is_cuda else ("", "")
         return Joined(request.rank, os.getpid(), boot_id(), self._transport.path, cores, gpu, uuid)

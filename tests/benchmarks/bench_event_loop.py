@@ -1,4 +1,4 @@
-"""What gloo's event loop costs a rank that has one core, when a message that wakes it may preempt a sender (`workers.affinity`).
+"""What gloo's event loop costs a rank that has one core, when a message that wakes it may preempt a sender (`workers.event_loop`).
 
     python -m tests.benchmarks.bench_event_loop [--launches 10] [--set KEY=VALUE]
 

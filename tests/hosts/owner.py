@@ -1,6 +1,8 @@
 """The owner of one rank inside a network namespace: serves a `RankHost` on a socket file, and ends when its maker does.
 
-ip netns exec NAMESPACE python -m tests.hosts.owner SOCKET     # the key of the connection on stdin, which then stays open
+ip netns exec NAMESPACE python -m tests.hosts.owner SOCKET CORE...     # the key of the connection on stdin, which then stays open
+
+What it starts keeps to those cores: hosts do not share theirs.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ def _end_with_the_maker() -> None:
 
 
 def main() -> None:
+    os.sched_setaffinity(0, map(int, sys.argv[2:]))
     key = bytes.fromhex(sys.stdin.readline())
     threading.Thread(target=_end_with_the_maker, daemon=True).start()
     Owner(sys.argv[1], key).get_server().serve_forever()

@@ -15,6 +15,7 @@ from service.run.local_ranks import LocalRank
 from service.run.rank_group import RankGroup, Whereabouts
 from tests.hosts.link import Link, Place
 from tests.hosts.owner import Owner
+from workers.affinity import share_of_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_S = 60.0
@@ -23,8 +24,9 @@ UP_S = 60.0
 class NamespaceRank(LocalRank):
     """See `RankHandle`: a local rank whose host is in another process, in a namespace. Socket files, unlike ports, reach across."""
 
-    def __init__(self, place: Place, cores: int) -> None:
-        """
+    def __init__(self, place: Place, cores: tuple[int, ...], spare_cores: int = 0) -> None:
+        """`spare_cores`: of its cores, how many no operator of its main lane computes on.
+
         Raises:
             RuntimeError: The owner did not come up.
         """
@@ -34,7 +36,7 @@ class NamespaceRank(LocalRank):
         key = secrets.token_bytes(32)
         socket_file = f"{self._folder.name}/socket"
         self.owner = subprocess.Popen(
-            place.command(sys.executable, "-m", "tests.hosts.owner", socket_file),
+            place.command(sys.executable, "-m", "tests.hosts.owner", socket_file, *map(str, cores)),
             stdin=subprocess.PIPE,
             cwd=ROOT,
             env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},  # torch warns that a namespace has no resolver
@@ -53,7 +55,7 @@ class NamespaceRank(LocalRank):
             place.namespace,
             place.address,
             place.interface,
-            cores,
+            len(cores) - spare_cores,
             self.owner.pid,
             os.getpriority(os.PRIO_PROCESS, 0),
         )
@@ -86,13 +88,13 @@ class NamespaceRank(LocalRank):
         self._folder.cleanup()
 
 
-def link_group(link: Link) -> RankGroup:
-    """Two ranks, one at each end; they share the machine's cores."""
-    cores = max(1, (os.cpu_count() or 1) // len(link.places))
+def link_group(link: Link, spare_cores: int = 0) -> RankGroup:
+    """Two ranks, one at each end; each has its share of this process's cores, and leaves that many of them to its gather."""
+    cores = sorted(os.sched_getaffinity(0))
     ranks: list[NamespaceRank] = []
     try:
-        for place in link.places:
-            ranks.append(NamespaceRank(place, cores))
+        for index, place in enumerate(link.places):
+            ranks.append(NamespaceRank(place, share_of_cores(cores, index, len(link.places)), spare_cores))
     except BaseException:
         for rank in ranks:
             rank.kill()

@@ -13,10 +13,15 @@ from service.run.sweep import measure
 from service.store.judged import load_result
 from service.store.records import Records
 
-ONE_LATE = {"cp_size": 2, "split": "zigzag", "fabric": "process_group", "skew_us": 1000.0}
-"""One rank comes later to every gather, in all arms and controls. gloo's ranks tell each other that they are ready to receive on the connection that
-carries the keys: who comes second says so behind its own first half. Without skew it is left to microseconds whether a gather waits for that (at 10
-Mbit/s 40 or 61 ms), and the mixture differs between arms and controls."""
+ONE_LATE = {"cp_size": 2, "split": "zigzag", "fabric": "process_group", "skew_us": 6000.0}
+"""One rank comes later to every gather, in all arms and controls, by more than a tick (4 ms at 250 Hz). gloo's ranks tell each other that they are
+ready to receive on the connection that carries the keys: who comes second, and has heard that the first is ready, says so behind its own first
+half. An event loop that gives way hears it at the next tick. Without the skew it is chance whether a gather waits (at 80 Mbit/s 26 or 38 ms), and
+the mixture differs between arms and controls."""
+
+FEW_HEADS = {"name": "few_heads", "hidden": 256, "q_lora_rank": 128, "num_heads": 16, "topk": 64, "num_layers": 1}
+"""Little compute for the keys that it gathers: a step's noise is then small beside its gather. With 64 heads a launch's median moves by some
+per cent of 100 ms, and a check of the account has to be that wide."""
 
 
 def make_spec(name: str, measurement: dict[str, Any], **changes: Any) -> ExperimentSpec:

@@ -13,7 +13,7 @@ from tests.hosts.sweep import ONE_LATE, make_spec, run_on
 pytestmark = pytest.mark.hosts
 
 TOKENS = 1024
-"""Long against the 2 to 4 ms of contention that an overlap costs on one core a rank."""
+"""Long against what the gather itself takes of the one core that a rank may have."""
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-"""A rank's own cores: shares do not overlap, every thread of the rank keeps to them, and gloo's event loop gives way to the others."""
+"""A rank's own cores: shares do not overlap, and every thread of the rank keeps to them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments.names import Device
 from service.run.local_ranks import local_group
-from workers.affinity import EVENT_LOOP, share_of_cores
+from workers.affinity import share_of_cores
 
 
 @given(st.sets(st.integers(0, 255), min_size=1, max_size=64), st.integers(1, 80))
@@ -38,21 +37,6 @@ def test_every_thread_of_a_rank_keeps_to_its_share(groups: list) -> None:
         threads = os.listdir(f"/proc/{joined.pid}/task")
         assert len(threads) > 1  # the group's own threads among them
         assert all(os.sched_getaffinity(int(thread)) == set(joined.cores) for thread in threads)
-
-
-def test_the_event_loop_of_a_rank_gives_way_and_no_other_thread_does(groups: list) -> None:
-    group = local_group(2)
-    groups.append(group)
-    group.launch(60, 30, Device.CPU, [])
-    for joined in group.joined:
-        tasks = Path(f"/proc/{joined.pid}/task")
-        names = {int(task.name): (task / "comm").read_text().strip() for task in tasks.iterdir()}
-        giving_way = {thread for thread in names if os.sched_getscheduler(thread) == os.SCHED_BATCH}
-        assert giving_way
-        assert joined.pid not in giving_way
-        assert not any(names[thread].startswith("pt_") for thread in giving_way)  # the senders are torch's
-        if EVENT_LOOP in names.values():  # torch 2.11 has no name for it
-            assert [names[thread] for thread in giving_way] == [EVENT_LOOP]
 
 
 def test_threads_that_were_there_before_move_along() -> None:

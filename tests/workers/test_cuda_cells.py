@@ -224,7 +224,7 @@ class PlayedTransport:
         """uint8 [c, bytes of a rank]."""
         self.wire_RB, self.rank = wire_RB, rank
 
-    def all_gather(self, out: torch.Tensor, local: torch.Tensor) -> None:
+    def all_gather(self, out: torch.Tensor, local: torch.Tensor, beside_compute: bool = False) -> None:
         assert torch.equal(local, self.wire_RB[self.rank]), "what the rank brings, and zeros behind it"
         out.copy_(self.wire_RB.view(-1))
 

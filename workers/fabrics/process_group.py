@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from experiments.names import Lane
 from experiments.spec.fabric import FabricSpec
 from workers.fabrics.base import GatherMarks
 from workers.fabrics.rows import row_moves
@@ -56,7 +57,8 @@ class ProcessGroupFabric:
 
     def move(self, plan: GatherPlan, local: torch.Tensor, everyone: torch.Tensor) -> float:
         """The wire: rows of every rank, [R, D], into [c R, D] in rank order; us past a link model's floor."""
-        self.transport.all_gather(everyone.view(torch.uint8).view(-1), local.view(torch.uint8).view(-1))
+        beside_compute = self.lanes.lane is Lane.SIDE
+        self.transport.all_gather(everyone.view(torch.uint8).view(-1), local.view(torch.uint8).view(-1), beside_compute)
         return 0.0
 
     def stamp(self, local: torch.Tensor, arrival_ns: int) -> None:

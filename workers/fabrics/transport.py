@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workers import collective_log
+from workers.event_loop import EventLoop
 from workers.fabrics.gpus import SHARED_MAX_CTAS, GpuMap, make_ready, meet_gpus
 from workers.fabrics.nccl import Choice, ChoiceLog, version_words, words_of
 
@@ -34,7 +35,7 @@ class CollectiveTransport:
         timeout_s: float = 30.0,
     ) -> None:
         """`gpus`: of ranks on CUDA devices. `log`: NCCL's, of this process. `timeout_s`: of the group's collectives."""
-        self.group, self.gpus = group, gpus
+        self.group, self.gpus, self.event_loop = group, gpus, EventLoop()
         self._interface, self._log, self._timeout_s = interface, log, timeout_s
         self._moves_device_memory = group is not None and "nccl" in str(dist.get_backend_config(group))
         # torch 2.13 renames the call; 2.11 has only the old name.
@@ -96,8 +97,8 @@ class CollectiveTransport:
             torch.cuda.synchronize()
         self._learned.update({size: choices.get(size) for size in new})
 
-    def all_gather(self, out: torch.Tensor, local: torch.Tensor) -> None:
-        """uint8 [n] from every rank into uint8 [c * n], in rank order.
+    def all_gather(self, out: torch.Tensor, local: torch.Tensor, beside_compute: bool = False) -> None:
+        """uint8 [n] from every rank into uint8 [c * n], in rank order. `beside_compute`: while another thread of the rank computes.
 
         Raises:
             RuntimeError: A rank did not come within the group's timeout, or is gone.
@@ -108,7 +109,13 @@ class CollectiveTransport:
         collective_log.log.enter("all_gather")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            self._all_gather(out, local, group=self.group)
+            if beside_compute and self.event_loop:
+                # torch's sender, woken by this call, has mostly run by the time it returns, and so holds no lock that a prompt loop would spin on.
+                work = self._all_gather(out, local, group=self.group, async_op=True)
+                with self.event_loop.prompt():
+                    work.wait()
+            else:
+                self._all_gather(out, local, group=self.group)
         collective_log.log.leave()
 
     def all_gather_us(self, time_us: float) -> list[float]:
