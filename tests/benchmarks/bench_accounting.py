@@ -369,7 +369,7 @@ def main() -> None:
     machine = environment()
     curve = {rate: planted_figures(planted_at(rate)) for rate in np.geomspace(min(options.rates), max(options.rates), 100)}
     spare = f", {options.spare_cores} of each rank's left to its gather" if options.spare_cores else ""
-    place = f"{machine['cpu']}, {machine['cores']} cores{spare}, {options.launches} launches a rate"
+    place = f"{machine['cpu']}, {machine['cores']} cores{spare}\n{options.launches} launches a rate"
     draw_accounting(points, simulated, curve, place, picture)
     values = {
         "environment": machine,
