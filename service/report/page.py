@@ -102,7 +102,9 @@ def number(value: float | None, scale: float = 1.0) -> str:
     if not math.isfinite(scaled):
         return "unbounded"
     size = abs(scaled)
-    digits = 0 if size >= 100 or scaled == 0 else 1 if size >= 10 else 2 if size >= 1 else 3
+    if size < 0.0005:  # what rounding leaves of nothing
+        return "0"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{scaled:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -280,7 +280,16 @@ def test_axes_enclose_their_values_and_order_them() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, ""), (0, "0"), (0.1234, "0.123"), (-12.34, "\N{MINUS SIGN}12.3"), (12345.6, "12,346"), (float("inf"), "unbounded")],
+    [
+        (None, ""),
+        (0, "0"),
+        (-2e-12, "0"),
+        (0.0006, "0.001"),
+        (0.1234, "0.123"),
+        (-12.34, "\N{MINUS SIGN}12.3"),
+        (12345.6, "12,346"),
+        (float("inf"), "unbounded"),
+    ],
 )
 def test_numbers_are_as_long_as_they_mean_something(value: float | None, text: str) -> None:
     assert number(value) == text
