@@ -27,7 +27,7 @@ class MeasurementSpec(BaseModel):
     trials_per_block: int = Field(8, ge=1, le=10000)
     """Trials of each arm in a block, rounded up to whole Williams designs."""
     control_trials: int = Field(4, ge=2, le=10000)
-    """Trials of each control in the one control block of each launch and cell."""
+    """Trials of each control in a control block, rounded up to whole Williams designs; one follows every block of the arms."""
     warmup_trials: int = Field(3, ge=1, le=1000)
     """Untimed trials of each variant before a launch's first block, and of each arm in every further block of warming up."""
     max_warmup_blocks: int = Field(4, ge=1, le=1000)

@@ -199,7 +199,7 @@ def summary(
     if not recordings:
         raise UserError("FILE: no recordings in these files")
     print(alarms_table(recordings, reruns, indifference_pct))
-    print(power_table(recordings))
+    print(power_table(recordings, indifference_pct))
     print(rivals_table(recordings, indifference_pct))
     print(cheapest_table(recordings, indifference_pct))
     if live_file is not None:

@@ -46,19 +46,20 @@ class Rate:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Of A/A comparisons: intervals that exclude 1, whatever the band; verdicts FASTER or SLOWER; and intervals that hold 1 as they should."""
+    """Of A/A comparisons: intervals that exclude 1, whatever the band; FASTER or SLOWER by more than the band; and SAME."""
 
     excluding: Rate
     claims: Rate
     same: Rate
 
 
-def false_alarms(recordings: Sequence[Recording]) -> FalseAlarms:
+def false_alarms(recordings: Sequence[Recording], indifference_pct: float) -> FalseAlarms:
     """As the service judged them when they were measured."""
+    band = 1 - indifference_pct / 100, 1 + indifference_pct / 100
     count = len(recordings)
     return FalseAlarms(
         Rate(sum(r.excludes_1 for r in recordings), count),
-        Rate(sum(r.is_alarm and not r.is_small for r in recordings), count),
+        Rate(sum(r.is_alarm and r.interval.beyond(*band) for r in recordings), count),
         Rate(sum(r.verdict is Verdict.SAME for r in recordings), count),
     )
 
@@ -77,7 +78,7 @@ def rerun(recordings: Sequence[Recording], times: int, indifference_pct: float, 
     ends = [_run_rule(_Drawn(pool, rng), looks, indifference_pct) for _ in range(times)]
     return FalseAlarms(
         Rate(sum(end.comparison.ratio.excludes(1) for end in ends), times),
-        Rate(sum(end.verdict in (Verdict.FASTER, Verdict.SLOWER) and not end.is_small for end in ends), times),
+        Rate(sum(end.claims(is_beyond=True) for end in ends), times),
         Rate(sum(end.verdict is Verdict.SAME for end in ends), times),
     )
 
@@ -88,8 +89,12 @@ class End:
 
     launches: int
     verdict: Verdict
-    is_small: bool
+    may_be_small: bool
     comparison: Comparison
+
+    def claims(self, is_beyond: bool) -> bool:
+        """FASTER or SLOWER; by more than the band, if that is asked."""
+        return self.verdict in (Verdict.FASTER, Verdict.SLOWER) and not (is_beyond and self.may_be_small)
 
 
 class _Drawn:
@@ -115,7 +120,7 @@ def _run_rule(drawn: _Drawn, looks: Looks, indifference_pct: float) -> End:
         judgement = judge(comparison, indifference_pct)
         if judgement.verdict is not Verdict.UNRESOLVED:
             break
-    return End(launches, judgement.verdict, judgement.is_small, comparison)
+    return End(launches, judgement.verdict, judgement.may_be_small, comparison)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ class PowerPoint:
     """Comparisons with one planted slow-down.
 
     Attributes:
-        found: SLOWER.
+        found: SLOWER, by however much.
+        beyond: SLOWER by more than the band.
         covered: The interval holds the planted ratio, as it was in that comparison.
         detectable_pct: Median of the smallest effect that the service said it could have seen.
         inside_s, starting_s, launches: Medians of a comparison.
@@ -131,6 +137,7 @@ class PowerPoint:
 
     planted_pct: float
     found: Rate
+    beyond: Rate
     covered: Rate
     detectable_pct: float
     inside_s: float
@@ -138,8 +145,9 @@ class PowerPoint:
     launches: float
 
 
-def power_curve(recordings: Sequence[Recording]) -> list[PowerPoint]:
+def power_curve(recordings: Sequence[Recording], indifference_pct: float) -> list[PowerPoint]:
     """By planted size."""
+    limit = 1 + indifference_pct / 100
     points = []
     for pct in sorted({r.planted_pct for r in recordings}):
         group = [r for r in recordings if r.planted_pct == pct]
@@ -147,6 +155,7 @@ def power_curve(recordings: Sequence[Recording]) -> list[PowerPoint]:
             PowerPoint(
                 planted_pct=pct,
                 found=Rate(sum(r.verdict is Verdict.SLOWER for r in group), len(group)),
+                beyond=Rate(sum(r.verdict is Verdict.SLOWER and r.interval.low > limit for r in group), len(group)),
                 covered=Rate(sum(r.ratio[1] <= math.exp(r.true_log_ratio) <= r.ratio[2] for r in group), len(group)),
                 detectable_pct=median(r.detectable_pct for r in group),
                 inside_s=median(r.inside_s for r in group),
@@ -164,4 +173,4 @@ def rule_on(launches: Sequence[LaunchSamples], looks: Looks, indifference_pct: f
         judgement = judge(comparison, indifference_pct)
         if judgement.verdict is not Verdict.UNRESOLVED:
             break
-    return End(count, judgement.verdict, judgement.is_small, comparison)
+    return End(count, judgement.verdict, judgement.may_be_small, comparison)

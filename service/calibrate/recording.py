@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from experiments.errors import UserError
 from experiments.names import BASELINE_ARM, Verdict
 from service.judge.comparison import Evidence, pseudomedian
+from service.judge.interval import Interval
 from service.judge.looks import Looks
 
 OTHER_ARM = "other"
@@ -89,9 +90,12 @@ class Recording(BaseModel):
         return Looks(self.first_launches, self.max_launches)
 
     @property
+    def interval(self) -> Interval:
+        return Interval(*self.ratio)
+
+    @property
     def excludes_1(self) -> bool:
-        _, low, high = self.ratio
-        return not low <= 1 <= high
+        return self.interval.excludes(1)
 
     @property
     def is_alarm(self) -> bool:

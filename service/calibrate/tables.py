@@ -21,7 +21,7 @@ def alarms_table(recordings: Sequence[Recording], reruns: int, indifference_pct:
         equal = [r for r in recordings if r.kind == "aa" and r.loaded is is_loaded]
         if not equal:
             continue
-        rows = [(words, false_alarms(equal))]
+        rows = [(words, false_alarms(equal, indifference_pct))]
         if reruns:
             rows.append(
                 (
@@ -33,15 +33,16 @@ def alarms_table(recordings: Sequence[Recording], reruns: int, indifference_pct:
     return "\n".join(lines) + "\n"
 
 
-def power_table(recordings: Sequence[Recording]) -> str:
+def power_table(recordings: Sequence[Recording], indifference_pct: float) -> str:
     """What was found of what was planted."""
-    points = power_curve([r for r in recordings if r.kind == "power"])
+    points = power_curve([r for r in recordings if r.kind == "power"], indifference_pct)
     lines = [
-        "| planted | found (SLOWER) | interval holds the planted ratio | smallest effect to be seen | launches | inside them | starting them |",
-        "|---|---|---|---|---|---|---|",
+        "| planted | found (SLOWER) | beyond the band | interval holds the planted ratio | smallest effect to be seen "
+        "| launches | inside them | starting them |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {p.planted_pct:g} % | {p.found.words} | {p.covered.words} | {p.detectable_pct:.2f} % "
+        f"| {p.planted_pct:g} % | {p.found.words} | {p.beyond.words} | {p.covered.words} | {p.detectable_pct:.2f} % "
         f"| {p.launches:g} | {p.inside_s:.1f} s | {p.starting_s:.1f} s |"
         for p in points
     ]

@@ -30,6 +30,10 @@ class Interval:
     def inside(self, low: float, high: float) -> bool:
         return low <= self.low and self.high <= high
 
+    def beyond(self, low: float, high: float) -> bool:
+        """Whether all of it lies on one side of that band."""
+        return self.high < low or self.low > high
+
     def map_exp(self) -> Interval:
         """From logarithms to ratios."""
         return Interval(*(math.exp(min(v, 700.0)) for v in (self.estimate, self.low, self.high)))

@@ -204,6 +204,7 @@ def _judge_arm(name: str, spec: ExperimentSpec, reading: _Reading, levels: _Leve
         differs=arm.differs_from(spec.arms[BASELINE_ARM]),
         verdict=judgement.verdict if name != BASELINE_ARM or record.faults else None,
         is_small=judgement.is_small,
+        may_be_small=judgement.may_be_small,
         reason=judgement.reason if name != BASELINE_ARM or record.faults else "",
         comparison=comparison,
         latency=latency,

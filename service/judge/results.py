@@ -37,6 +37,8 @@ class ArmResult:
     verdict: Verdict | None
     """None for the baseline, which is compared with nothing."""
     is_small: bool
+    """See `Judgement`; so is `may_be_small`."""
+    may_be_small: bool
     reason: str
     comparison: Comparison | None
     latency: Latency | None

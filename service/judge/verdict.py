@@ -10,15 +10,23 @@ from service.judge.comparison import Comparison
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and what goes with it. `is_small`: told from 1, and inside the indifference band."""
+    """A verdict and what goes with it.
+
+    Attributes:
+        is_small: Told from 1, and inside the indifference band.
+        may_be_small: Told from 1, and not from the band: whether it matters is open, or denied.
+    """
 
     verdict: Verdict
     is_small: bool = False
+    may_be_small: bool = False
     reason: str = ""
 
     @property
     def words(self) -> str:
-        return f"{self.verdict} (small)" if self.is_small else str(self.verdict)
+        """FASTER and SLOWER alone are claims of more than the indifference band."""
+        size = " (small)" if self.is_small else " (maybe small)" if self.may_be_small else ""
+        return f"{self.verdict}{size}"
 
 
 def judge(comparison: Comparison | None, indifference_pct: float) -> Judgement:
@@ -31,7 +39,8 @@ def judge(comparison: Comparison | None, indifference_pct: float) -> Judgement:
         is_faster = slowest.high < 1
         if not fastest.excludes(1) or (fastest.high < 1) != is_faster:
             return Judgement(Verdict.UNRESOLVED, reason="the fastest ranks do not bear the slowest ones' difference out")
-        return Judgement(Verdict.FASTER if is_faster else Verdict.SLOWER, is_small=slowest.inside(*band))
+        verdict = Verdict.FASTER if is_faster else Verdict.SLOWER
+        return Judgement(verdict, is_small=slowest.inside(*band), may_be_small=not slowest.beyond(*band))
     if comparison.ratio_90.inside(*band):
         return Judgement(Verdict.SAME)
     return Judgement(Verdict.UNRESOLVED, reason=f"the smallest effect to be seen was {comparison.detectable_pct:.2g} %")

@@ -129,6 +129,7 @@ def _values(row: Change) -> dict[str, Any]:
         "arm": row.arm,
         "verdict": row.judgement.verdict,
         "is_small": row.judgement.is_small,
+        "may_be_small": row.judgement.may_be_small,
         "reason": row.judgement.reason,
         "change": asdict(row.change) if row.change is not None else None,
         "before": side(row.before, row.baseline_before),

@@ -14,7 +14,7 @@ from service.judge.accounting import AccountSummary
 from service.judge.interval import Interval
 from service.judge.results import ArmResult, CellResult, SweepResult
 from service.report.axis import Axis, linear_axis, points_axis, ratio_axis
-from service.report.table import percent
+from service.report.table import percent, verdict_words
 
 LANE_COLOURS = ("#3b5b92", "#c2571a", "#2f7d5b", "#8a4f9e", "#8c6d1f", "#5f6b76", "#a3324e", "#2a7f8f")
 """One an arm, in the order of the spec."""
@@ -48,6 +48,8 @@ class ForestRow:
     cell: CellResult
     name: str
     verdict: Verdict | None
+    words: str
+    """The verdict, and how large the effect is."""
     ratio: Interval
     whisker: Whisker
 
@@ -67,7 +69,11 @@ class Forest:
 def forest(result: SweepResult, indifference_pct: float) -> Forest | None:
     """Every comparison of the sweep; None without any."""
     pairs = [(cell, arm) for cell in result.cells for arm in cell.arms if arm.arm != BASELINE_ARM]
-    drawn = [(c, a.arm, a.verdict, a.comparison.ratio) for c, a in pairs if a.comparison is not None and not c.is_invalid]
+    drawn = [
+        (c, a.arm, a.verdict, verdict_words(a), a.comparison.ratio)
+        for c, a in pairs
+        if a.comparison is not None and not c.is_invalid
+    ]
     missing = [f"{a.arm} {c.label} ({a.verdict})" for c, a in pairs if a.comparison is None or c.is_invalid]
     label = f"time ratio to baseline (1 = as fast, below 1 = faster), {percent(result.confidence)} % interval"
     return _forest(drawn, label, indifference_pct, missing)
@@ -75,13 +81,16 @@ def forest(result: SweepResult, indifference_pct: float) -> Forest | None:
 
 def aa_forest(result: SweepResult, confidence: float, indifference_pct: float) -> Forest | None:
     """Every cell's A/A pair, each read by itself."""
-    drawn = [(c, "A/A", None, c.aa.ratio) for c in result.cells if c.aa is not None and not c.is_invalid]
+    drawn = [(c, "A/A", None, "", c.aa.ratio) for c in result.cells if c.aa is not None and not c.is_invalid]
     label = f"time ratio of the baseline to itself (1 = as fast), {percent(confidence)} % interval"
     return _forest(drawn, label, indifference_pct, [c.label for c in result.cells if c.aa is None or c.is_invalid])
 
 
 def _forest(
-    rows: Sequence[tuple[CellResult, str, Verdict | None, Interval]], label: str, indifference_pct: float, missing: Iterable[str]
+    rows: Sequence[tuple[CellResult, str, Verdict | None, str, Interval]],
+    label: str,
+    indifference_pct: float,
+    missing: Iterable[str],
 ) -> Forest | None:
     if not rows:
         return None
@@ -92,7 +101,7 @@ def _forest(
     band_share = indifference_pct / 100
     axis = ratio_axis(min(low, 1 - band_share), max(high, 1 + band_share), label)
     band = (axis.place_pct(1 - band_share), axis.place_pct(1 + band_share)) if band_share else None
-    drawn = tuple(ForestRow(cell, name, verdict, ratio, whisker(ratio, axis)) for cell, name, verdict, ratio in rows)
+    drawn = tuple(ForestRow(*row, whisker(row[-1], axis)) for row in rows)
     return Forest(axis, band, axis.place_pct(1), drawn, tuple(missing))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.judge.results import SweepResult
-from service.report.table import hardware, percent
+from service.report.table import hardware, percent, verdict_words
 
 COLOURS = {"FASTER": "#1a7f37", "SLOWER": "#b42318", "SAME": "#57606a", "UNRESOLVED": "#9a6700", "INVALID": "#b42318"}
 
@@ -30,7 +30,7 @@ def draw_forest(result: SweepResult, path: Path) -> None:
             ratio = arm.comparison.ratio
             axes.plot([ratio.low, ratio.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot([ratio.estimate], [place], "o", color=colour, markersize=7)
-            label = f"{arm.verdict}  {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+            label = f"{verdict_words(arm)}  {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
         axes.annotate(label, (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour, fontsize=9)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [f"{arm.arm}  {cell.label}" for cell, arm in reversed(lines)], fontsize=9)

@@ -6,6 +6,7 @@ from collections import Counter
 
 from service.judge.interval import Interval
 from service.judge.results import AACheck, ArmResult, CellResult, SweepResult
+from service.judge.verdict import Judgement
 
 HEADINGS = ("cell", "arm", "verdict", "time ratio", "95 %", "p50 ms", "tokens/s", "saved us", "hidden", "ideal")
 
@@ -52,7 +53,7 @@ def aa_words(aa: AACheck) -> str:
 def verdict_words(arm: ArmResult) -> str:
     if arm.verdict is None:
         return ""
-    return f"{arm.verdict} (small)" if arm.is_small else str(arm.verdict)
+    return Judgement(arm.verdict, arm.is_small, arm.may_be_small).words
 
 
 def bounds(interval: Interval) -> str:

@@ -35,7 +35,7 @@ def preview(spec: ExperimentSpec, cells: tuple[Cell, ...]) -> list[CellPreview]:
     plan, controls = spec.measurement, control_variants(spec.arms)
     num_arms = len(timed_arms(spec))
     arms = rows_per_block(num_arms, plan.trials_per_block) * plan.blocks * num_arms
-    control = rows_per_block(len(controls), plan.control_trials) * len(controls)
+    control = rows_per_block(len(controls), plan.control_trials) * plan.blocks * len(controls)
     warm_up = plan.warmup_trials * (2 * num_arms + len(controls))
     timed = (arms + control) * plan.last_launches
     previews = []

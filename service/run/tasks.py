@@ -68,8 +68,10 @@ def plan_tasks(cells: Sequence[Cell], spec: ExperimentSpec, trace: bool = False)
                 tasks.append(Task(Action.PREPARE, cp_size, launch, cell))
                 tasks.append(Task(Action.VERIFY, cp_size, launch, cell))
                 tasks.append(Task(Action.WARM_UP, cp_size, launch, cell))
-                tasks += [Task(Action.MEASURE, cp_size, launch, cell, block) for block in range(plan.blocks)]
-                tasks.append(Task(Action.CONTROL, cp_size, launch, cell))
+                for block in range(plan.blocks):
+                    # The account sets arms against controls, so a change of pace must meet both.
+                    tasks.append(Task(Action.MEASURE, cp_size, launch, cell, block))
+                    tasks.append(Task(Action.CONTROL, cp_size, launch, cell, block))
                 if trace and launch == plan.launches - 1:
                     tasks.append(Task(Action.TRACE, cp_size, launch, cell))
                 tasks.append(Task(Action.VERIFY_AFTER, cp_size, launch, cell))

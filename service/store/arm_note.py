@@ -41,9 +41,15 @@ def _effect(result: SweepResult, cell: CellResult, arm: ArmResult) -> list[str]:
     words = f"{abs(less):.1f} % {'less' if less > 0 else 'more'} time than the baseline"
     return [
         f"{words}: time ratio {c.ratio.estimate:.3f} [{bounds(c.ratio)}] at {percent(result.confidence)} %, from {c.launches} launches and"
-        f" {c.pairs} pairs. {THINK[arm.verdict]}"
+        f" {c.pairs} pairs. {THINK[arm.verdict]}{_size(arm)}"
         + (f" An effect of {c.detectable_pct:.1f} % would have been seen." if arm.verdict is Verdict.UNRESOLVED else "")
     ]
+
+
+def _size(arm: ArmResult) -> str:
+    if arm.is_small:
+        return " By less than the indifference band: too small to act on."
+    return " Perhaps by too little to act on: the interval reaches into the indifference band." if arm.may_be_small else ""
 
 
 def _account(cell: CellResult, arm: ArmResult) -> list[str]:

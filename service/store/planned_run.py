@@ -105,6 +105,7 @@ def _arm_run(
         "verdict": verdict,
         **arm_columns(result, cell, arm),
         "small": _flag(arm.is_small),
+        "maybe_small": _flag(arm.may_be_small),
         "path": _cut(cell.path),
         **({"host_bound": _flag(arm.host_bound)} if arm.host_bound is not None else {}),
         **reason,

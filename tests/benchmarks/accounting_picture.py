@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from service.judge.interval import Interval
 
 if TYPE_CHECKING:
-    from tests.benchmarks.bench_accounting import Point, SimulatedPoint
+    from tests.benchmarks.bench_accounting import Point
+    from tests.benchmarks.planted_account import SimulatedPoint
 
 BLUE, GREEN, GREY = "#0b5cad", "#1a7f37", "#57606a"
 BEYOND = 3.0

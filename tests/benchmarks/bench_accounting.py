@@ -12,12 +12,15 @@ contention holds whatever was measured; so what can fail is asked of figures tha
 
     G is the gather     exposed(serial), from the arms' blocks, against the gather run alone, from the controls' block
     predicted           T(overlapped) against T(C_a) + max(0, gather alone - W_a) + tax, every term of it from the controls' block
-    hidden is ideal     hidden_ideal - hidden, Fieller's interval of the pairs, against 0
+    hidden is ideal     hidden_ideal - hidden, Fieller's interval of the pairs, against the tax / G that the controls know: no contention
     the link's floor    the gather alone against the least time that the token bucket allows its bytes
 
-A check agrees when its 95 % interval over launches holds 0, and reaches at most a third of G to either side: a wider one tells nothing.
-One in twenty disagrees by chance. On the simulated lanes the same rates are planted, and every figure has to come out as planted. DIR gets
-accounting.json, accounting.png and records.db; --publish copies the picture to experiments/.
+A check agrees when its interval over launches holds 0, and reaches at most a third of G to either side: a wider one tells nothing. The
+intervals of a check hold jointly over the table's rates (Bonferroni): each of the three disagrees somewhere by chance in one table of twenty.
+Arms and controls take turns, four blocks of either in a launch.
+
+On the simulated lanes the same rates are planted, and every figure has to come out as planted. DIR gets accounting.json, accounting.png and
+records.db; --publish copies the picture to experiments/.
 """
 
 from __future__ import annotations
@@ -35,51 +38,33 @@ from typing import Any
 
 import numpy as np
 
-from experiments.names import Device
-from experiments.spec.simulation import SimulationSpec
 from service.environment import environment
 from service.judge.accounting import Account, AccountSummary, ArmTimes, account, summarise
 from service.judge.interval import Interval, fieller_interval, mean_interval
 from service.judge.results import SweepResult
 from service.judge.samples import Trial
 from service.report.json_report import json_text
-from service.run.local_ranks import LocalRank
-from service.run.rank_group import RankGroup
 from service.store.records import Records
 from tests.benchmarks.accounting_picture import draw_accounting
+from tests.benchmarks.planted_account import BYTES_PER_TOKEN, measure_simulated, planted_at, planted_figures
 from tests.hosts.link import BURST_BYTES, missing_piece, shaped_link
 from tests.hosts.ranks import ROOT, link_group
 from tests.hosts.sweep import FEW_HEADS, ONE_LATE, make_spec, run_on
 
 RATES_MBPS = (20.0, 40.0, 80.0, 160.0, 320.0)
-BYTES_PER_TOKEN = 128
-"""Into each of two ranks: the other's half of the tokens, 256 B each."""
 TOKENS = 2048
 """256 KiB into each rank: many packets, and at every rate but the highest a gather of more than 10 ms."""
-PLANTED_TOKENS = 512
-"""On the simulated lanes."""
 CONFIDENCE = 0.95
+"""Of a figure; of a check over all rates of a table."""
 TELLS = 1 / 3
 """An interval that reaches further than this share of G to either side would agree with too much: it says nothing."""
 RECORDED = 1e-3
 """Records keep times to the nanosecond: what comes out as planted does so to that many us."""
-PLANTED = SimulationSpec(
-    wq_b_us=9000,
-    wk_us=1000,
-    norm_k_us=500,
-    rope_us=3000,
-    rotate_q_us=13000,
-    rotate_k_us=250,
-    fork_us=60,
-    join_us=90,
-    main_slowdown=0.15,
-)
-"""Stage times like those of 512 tokens of `mini` on two cores; the tax and the contention are larger than they need to be."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One rate, us per layer. Intervals are over launches; times are the late rank's.
+    """One rate, us per layer. Intervals are over launches, those of the gaps joint over the table's rates; times are the late rank's.
 
     Attributes:
         slowest: The account as it is published, of the slowest rank of each trial.
@@ -88,7 +73,7 @@ class Point:
         predicted_us: T(overlapped) from the controls alone.
         gather_gap_us: G - gather alone.
         predicted_gap_us: T(overlapped) - predicted.
-        hidden_gap: hidden_ideal - hidden; None where G is lost in noise.
+        hidden_gap: hidden_ideal - hidden - tax / G; None where G is lost in noise.
         floor_us: What the bucket allows the bytes; None: unshaped.
     """
 
@@ -134,19 +119,6 @@ class Point:
         return {**told, "the link's floor": None if self.floor_us is None else self.gather_alone_us.estimate >= self.floor_us}
 
 
-@dataclass(frozen=True)
-class SimulatedPoint:
-    """One planted rate: each figure as (found, planted), us per layer or a share of G."""
-
-    rate_mbps: float
-    figures: dict[str, tuple[float, float]]
-
-    @property
-    def worst(self) -> float:
-        """The largest departure from what was planted, relative to it (to 1 where it is less)."""
-        return max(abs(found - planted) / max(1.0, abs(planted)) for found, planted in self.figures.values())
-
-
 LATE = -1
 """The rank that the skew holds back."""
 
@@ -164,8 +136,8 @@ def account_of(launch: Sequence[Trial]) -> Account:
     return account(overlapped, ArmTimes(median_us(launch, "baseline"), compute_us, compute_us, 0.0))
 
 
-def point_of(rate_mbps: float | None, floor_us: float | None, result: SweepResult, records: Records) -> Point:
-    """The checks of one rate, from its records."""
+def point_of(rate_mbps: float | None, floor_us: float | None, num_rates: int, result: SweepResult, records: Records) -> Point:
+    """The checks of one rate of `num_rates`, from its records."""
     baseline, overlapped = result.cells[0].arms
     assert overlapped.account is not None and baseline.account is not None and overlapped.comparison is not None
     record = records.cell(result.sweep_id, result.cells[0].cell["cell_id"])
@@ -177,10 +149,11 @@ def point_of(rate_mbps: float | None, floor_us: float | None, result: SweepResul
         a.compute_us + max(0.0, alone - a.window_us) + a.fork_join_tax_us for a, alone in zip(accounts, alone_us, strict=True)
     ]
 
-    def over_launches(values: Sequence[float]) -> Interval:
-        return mean_interval(values, CONFIDENCE)
+    def over_launches(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+        return mean_interval(values, confidence)
 
-    gaps_us = [a.coverable_us - a.covered_us for a in accounts]
+    jointly = 1 - (1 - CONFIDENCE) / num_rates
+    gaps_us = [a.coverable_us - a.covered_us - a.fork_join_tax_us for a in accounts]
     gathers_us = [a.gather_us for a in accounts]
     summary = summarise(accounts, CONFIDENCE)
     return Point(
@@ -192,9 +165,9 @@ def point_of(rate_mbps: float | None, floor_us: float | None, result: SweepResul
         slowest=overlapped.account,
         gather_alone_us=over_launches(alone_us),
         predicted_us=over_launches(predicted_us),
-        gather_gap_us=over_launches([g - alone for g, alone in zip(gathers_us, alone_us, strict=True)]),
-        predicted_gap_us=over_launches([a.total_us - p for a, p in zip(accounts, predicted_us, strict=True)]),
-        hidden_gap=fieller_interval(gaps_us, gathers_us, CONFIDENCE) if summary.hidden else None,
+        gather_gap_us=over_launches([g - alone for g, alone in zip(gathers_us, alone_us, strict=True)], jointly),
+        predicted_gap_us=over_launches([a.total_us - p for a, p in zip(accounts, predicted_us, strict=True)], jointly),
+        hidden_gap=fieller_interval(gaps_us, gathers_us, jointly) if summary.hidden else None,
         floor_us=floor_us,
     )
 
@@ -210,73 +183,8 @@ def measure_links(
             spec = make_spec("accounting", measurement, dims=FEW_HEADS, cells=ONE_LATE, workload=workload)
             shaping = {"rate_mbps": rate_mbps, "burst_bytes": BURST_BYTES if rate_mbps else None, "kind": "veth pair, tc tbf"}
             result = run_on(lambda _, link=link: link_group(link, spare_cores), spec, records, shaping)
-            points.append(point_of(rate_mbps, link.floor_us(tokens * BYTES_PER_TOKEN), result, records))
+            points.append(point_of(rate_mbps, link.floor_us(tokens * BYTES_PER_TOKEN), len(rates_mbps), result, records))
     return points
-
-
-def planted_figures(s: SimulationSpec) -> dict[str, float]:
-    """What the account must find, in closed form."""
-    window_us, gather_us, slow = s.rotate_q_us, s.gather_us, 1 + s.main_slowdown
-    compute_us = s.wq_b_us + s.wk_us + s.norm_k_us + s.rope_us + s.rotate_k_us + window_us
-    # The rotation runs slower until the gather ends.
-    rotation_us = window_us * slow if window_us * slow <= gather_us else gather_us + window_us - gather_us / slow
-    total_us = compute_us - window_us + s.fork_us + max(rotation_us, gather_us) + s.join_us
-    return {
-        "gather_us": gather_us,
-        "total_us": total_us,
-        "ideal_us": compute_us - window_us + max(window_us, gather_us),
-        "fork_join_tax_us": s.fork_us + s.join_us,
-        "contention_us": max(rotation_us, gather_us) - max(window_us, gather_us),
-        "saved_us": compute_us + gather_us - total_us,
-        "hidden": 1 - (total_us - compute_us) / gather_us,
-        "hidden_ideal": min(window_us, gather_us) / gather_us,
-    }
-
-
-def planted_at(rate_mbps: float) -> SimulationSpec:
-    return PLANTED.model_copy(update={"gather_us": PLANTED_TOKENS * BYTES_PER_TOKEN * 8 / rate_mbps})
-
-
-class StandingGroup(RankGroup):
-    """Ranks that stay up from launch to launch and sweep to sweep: virtual time knows no launch effects, and new ones cost seconds."""
-
-    def launch(self, timeout_s: float, gather_timeout_s: float, device: Device, import_paths: Sequence[str]) -> None:
-        if not self.joined:
-            super().launch(timeout_s, gather_timeout_s, device, import_paths)
-
-    def close(self) -> None:
-        """Not yet: see `end`."""
-
-    def end(self) -> None:
-        super().close()
-
-
-def measure_simulated(rates_mbps: Sequence[float], records: Records) -> list[SimulatedPoint]:
-    """The same rates, planted: through ranks, records and judgement."""
-    group = StandingGroup([LocalRank(), LocalRank()])
-    try:
-        return [_measure_planted(rate_mbps, group, records) for rate_mbps in rates_mbps]
-    finally:
-        group.end()
-
-
-def _measure_planted(rate_mbps: float, group: RankGroup, records: Records) -> SimulatedPoint:
-    measurement = {
-        "launches": 5,
-        "blocks": 1,
-        "trials_per_block": 2,
-        "control_trials": 2,
-        "warmup_trials": 1,
-        "inputs": 2,
-        "aa": False,
-    }
-    simulation = planted_at(rate_mbps)
-    spec = make_spec("accounting_simulated", measurement, device=Device.SIMULATED, simulation=simulation)
-    result = run_on(lambda _: group, spec, records, {"kind": "simulated"})
-    found = result.cells[0].arms[1].account
-    assert found is not None
-    planted = planted_figures(simulation)
-    return SimulatedPoint(rate_mbps, {name: (getattr(found, name).estimate, value) for name, value in planted.items()})
 
 
 def table(points: Sequence[Point]) -> str:
@@ -343,7 +251,12 @@ def main() -> None:
         "--spare-cores", type=int, default=0, help="of each rank's cores, how many its main lane leaves to the gather"
     )
     parser.add_argument("--launches", type=int, default=6)
-    parser.add_argument("--trials", type=int, default=8, help="of each arm, and of each control, in a launch")
+    parser.add_argument(
+        "--blocks", type=int, default=4, help="in a launch, each of arms and then of controls: a machine changes its pace"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=2, help="of each arm in a block; of each control as many, in whole designs (of 4)"
+    )
     parser.add_argument("--publish", action="store_true", help="copy the picture to experiments/")
     options = parser.parse_args()
     if piece := missing_piece():
@@ -353,7 +266,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     measurement = {
         "launches": options.launches,
-        "blocks": 1,
+        "blocks": options.blocks,
         "trials_per_block": options.trials,
         "control_trials": options.trials,
         "aa": False,  # this asks whether the account adds up, not whether a difference is one
@@ -384,6 +297,10 @@ def main() -> None:
     for name in points[0].checks:
         answers = [p.checks[name] for p in points if p.checks[name] is not None]
         print(f"{name}: {sum(map(bool, answers))} of {len(answers)} rates agree, {len(points) - len(answers)} not told")
+    if not options.spare_cores:
+        print(
+            "lanes that share a core contend for it: where the window is as long as the gather, what the gather takes is not hidden"
+        )
     worst = max(p.worst for p in simulated)
     print(
         f"simulated: {len(simulated)} rates x {len(simulated[0].figures)} figures, largest departure from what was planted {worst:.1e}"

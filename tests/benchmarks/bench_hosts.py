@@ -11,6 +11,7 @@ import argparse
 import time
 
 from service.judge.results import SweepResult
+from service.report.table import verdict_words
 from tests.hosts.bench import Bench, bench, missing_bench_piece, wait_for_ssh
 from tests.hosts.launcher import fill_in, ray_down, ray_up, submit, tunnel, wait_for_nodes
 from tests.hosts.reduced import last_result, words_of
@@ -40,7 +41,7 @@ def line(rate: str, result: SweepResult, took_s: float) -> str:
     ]
     gather_ms = f"G {account.gather_us.estimate / 1e3:.1f} ms" if account.gather_us else "G -"
     hosts = " ".join(rank["hostname"] for rank in result.environment["launches"][0]["ranks"])
-    verdict = f"{arm.verdict}{' (small)' if arm.is_small else ''}"
+    verdict = verdict_words(arm)
     head = f"{rate:>5} Mbit/s  ranks on {hosts}  {verdict:<12}"
     return f"{head} {'  '.join(shown)}  {gather_ms}  p50 {baseline.latency.p50_us / 1e3:.1f} ms  {took_s:.0f} s"
 

@@ -20,7 +20,7 @@ TOKENS = 1024
 def cell(tmp_path_factory):
     """`serial` against `overlap_rotate` at 20 Mbit/s, where the gather is some times longer than the rotation."""
     records = Records(tmp_path_factory.mktemp("records") / "records.db")
-    measurement = {"launches": 6, "blocks": 1, "trials_per_block": 8, "control_trials": 8, "aa": False}
+    measurement = {"launches": 6, "blocks": 4, "trials_per_block": 2, "control_trials": 2, "aa": False}
     try:
         with shaped_link(20) as link:
             workload = {"kind": "grid", "new_tokens": [TOKENS]}

@@ -81,11 +81,11 @@ def make_sweep(
             records.add_verification(sweep_id, cell.cell_id, launch, "verify", checks)
             if position in invalid:
                 records.add_faults(sweep_id, cell.cell_id, [Fault("overlapped", "keys", "rank 1 differs | in 3 rows")])
-            for kind, variants, trials, blocks in (
-                (ARMS, list(timed_arms(spec)), plan.trials_per_block, plan.blocks),
-                (CONTROLS, control_variants(spec.arms), plan.control_trials, 1),
+            for kind, variants, trials in (
+                (ARMS, list(timed_arms(spec)), plan.trials_per_block),
+                (CONTROLS, control_variants(spec.arms), plan.control_trials),
             ):
-                for block in range(blocks):
+                for block in range(plan.blocks):
                     orders = block_of(variants, trials, len(cell.steps), cell.cell_id, launch, kind, block).orders
                     reports = [
                         BlockReport(rank, tuple(_row(o.variant, o.row, o.step, rng, scale(cell)) for o in orders), (), 1000.0)

@@ -16,7 +16,7 @@ from service.calibrate.cheapest import cheapest, families, resolves
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun, rule_on
 from service.calibrate.live import LiveComparison, read_live, run_live
 from service.calibrate.recording import LaunchSamples, Recording, read, write
-from service.calibrate.rivals import RIVALS, Said, asv, asv_samples, compare_rivals, regression, welch
+from service.calibrate.rivals import OWN, RIVALS, Said, asv, asv_samples, compare_rivals, regression, welch
 from service.calibrate.simulation import MODELS, coverage
 from service.calibrate.study import Plan, Study, lasting, study_spec
 from service.calibrate.tables import alarms_table, cheapest_table, live_table, power_table, rivals_table
@@ -94,13 +94,15 @@ def test_rates_come_with_exact_bounds():
 def test_alarms_are_counted_as_they_were_judged():
     recordings = [
         make_recording(1),
-        make_recording(2, ratio=(1.02, 1.001, 1.03), verdict=Verdict.SLOWER),
+        make_recording(2, ratio=(1.03, 1.011, 1.04), verdict=Verdict.SLOWER),
+        make_recording(6, ratio=(1.02, 1.001, 1.03), verdict=Verdict.SLOWER),
         make_recording(3, ratio=(0.995, 0.992, 0.999), verdict=Verdict.FASTER, is_small=True),
         make_recording(4, ratio=(1.02, 1.001, 1.03)),  # excludes 1, but the fastest ranks did not agree
         make_recording(5, verdict=Verdict.SAME),
     ]
-    found = false_alarms(recordings)
-    assert (found.excluding.hits, found.claims.hits, found.same.hits) == (3, 1, 1)
+    found = false_alarms(recordings, 1.0)
+    assert (found.excluding.hits, found.claims.hits, found.same.hits) == (4, 1, 1)
+    assert false_alarms(recordings, 0.0).claims.hits == 3, "without a band every FASTER and SLOWER is a claim"
 
 
 def test_the_rule_run_again_on_equal_arms_keeps_its_level_and_finds_what_is_planted():
@@ -113,9 +115,11 @@ def test_the_rule_run_again_on_equal_arms_keeps_its_level_and_finds_what_is_plan
 
 def test_power_is_read_against_what_was_planted():
     recordings = [make_recording(seed, 5.0) for seed in range(6)] + [make_recording(9, 1.0, verdict=Verdict.UNRESOLVED)]
-    one, five = power_curve(recordings)
+    one, five = power_curve(recordings, 1.0)
     assert (one.planted_pct, one.found.hits, one.found.count) == (1.0, 0, 1)
-    assert (five.found.hits, five.covered.hits) == (6, 6)
+    assert (five.found.hits, five.beyond.hits, five.covered.hits) == (6, 6, 6)
+    (two,) = power_curve([make_recording(7, 2.0, ratio=(1.02, 1.004, 1.036))], 1.0)
+    assert (two.found.hits, two.beyond.hits) == (1, 0), "found, and perhaps too small to matter"
     assert five.inside_s == 5.0
 
 
@@ -181,9 +185,10 @@ def test_asv_averages_trials_into_its_samples():
 def test_rivals_take_disjoint_launches_and_the_service_pairs():
     equal, slower = [make_recording(seed) for seed in range(6)], [make_recording(100 + seed, 5.0) for seed in range(6)]
     rows = {row.name: row for row in compare_rivals(equal, slower, 1.0)}
-    assert set(rows) == {"CP Lab", *(rival.name for rival in RIVALS)}
-    assert rows["CP Lab"].false_alarms.hits == 0
-    assert rows["CP Lab"].found.hits == 6
+    assert set(rows) == {*OWN, *(rival.name for rival in RIVALS)}
+    for name in OWN:
+        assert rows[name].false_alarms.hits == 0
+        assert rows[name].found.hits == 6
     assert rows["two runs and a t-test"].false_alarms.count == 6 * 4
     assert rows["two runs and a t-test"].false_alarms.share > 0.5  # levels of launches differ by 10 %
     assert rows["asv, 4 rounds in turn, factor 1.025"].found.count == 6
@@ -193,14 +198,14 @@ def test_every_rule_is_shown_at_its_cheapest():
     equal = [make_recording(seed) for seed in range(6)]
     slower = [make_recording(100 + seed, 5.0) for seed in range(30)]  # 240 launches, whose levels differ by 10 %
     found = {row.name: row.best for row in cheapest(equal, slower, 1.0)}
-    assert set(found) == {"CP Lab", *families()}
+    assert set(found) == {*OWN, *families()}
     own = found["CP Lab"]
     assert own is not None and resolves(own)
     assert own.name.startswith("looks after 5 ") and own.name.endswith(
         " 5 pairs"
     )  # 2 % a pair: the fewest that are allowed show 5 %
     for rule, best in found.items():
-        if rule != "CP Lab":
+        if rule not in OWN:
             assert best is None or not resolves(best)  # levels of 10 % hide 5 % from all who compare launches
     lines = cheapest_table([*equal, *slower], 1.0).splitlines()
     assert len(lines) == 2 + len(found)
@@ -230,7 +235,7 @@ def test_tables_say_what_they_lack():
     assert "no table of rivals" in rivals_table(equal, 1.0)
     assert cheapest_table(equal, 1.0) == ""
     assert "| quiet | 0 of 1" in alarms_table(equal, 0, 1.0)
-    assert "| 5 % | 1 of 1" in power_table([make_recording(3, 5.0)])
+    assert "| 5 % | 1 of 1" in power_table([make_recording(3, 5.0)], 1.0)
 
 
 @pytest.fixture

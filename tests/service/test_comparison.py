@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from experiments.names import Verdict
 from service.judge.comparison import evidence_of, launch_log_ratios, pseudomedian
+from service.judge.interval import Interval
 from service.judge.looks import Looks
 from service.judge.samples import reduce_trials
 from service.judge.verdict import judge
@@ -78,6 +79,28 @@ def test_a_small_effect_is_called_small():
     assert judgement.verdict is Verdict.FASTER
     assert judgement.is_small
     assert judgement.words == "FASTER (small)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.93, 0.97, "FASTER"),
+        (0.97, 0.989, "FASTER"),
+        (0.97, 0.992, "FASTER (maybe small)"),
+        (0.992, 0.998, "FASTER (small)"),
+        (1.002, 1.008, "SLOWER (small)"),
+        (1.002, 1.03, "SLOWER (maybe small)"),
+        (1.011, 1.03, "SLOWER"),
+    ],
+)
+def test_faster_alone_claims_more_than_the_band(low: float, high: float, words: str):
+    """Of equal arms, five in a hundred intervals exclude 1, and then reach into the band: the word alone must be rarer."""
+    from dataclasses import replace
+
+    comparison = compared({"baseline": 100.0, "arm": 80.0}, launch_noise=0.001)
+    told = Interval((low * high) ** 0.5, low, high)
+    assert judge(replace(comparison, ratio=told, ratio_min=told), 1.0).words == words
+    assert "small" not in judge(replace(comparison, ratio=told, ratio_min=told), 0.0).words, "no band, nothing small"
 
 
 def test_a_winner_needs_the_fastest_rank_too():

@@ -59,3 +59,6 @@ def test_intervals_know_what_they_exclude():
     assert not interval.excludes(0.95)
     assert interval.inside(0.8, 0.96)
     assert not interval.inside(0.86, 0.96)
+    assert interval.beyond(interval.high + 1e-9, 2.0)
+    assert interval.beyond(0.1, interval.low - 1e-9)
+    assert not interval.beyond(interval.high, 2.0)
