@@ -50,8 +50,9 @@ def test_a_lost_rank_costs_the_visit_and_new_ranks_repeat_all_of_it():
     assert groups[0].is_closed
     measured = Counter((t.launch, kind, t.block) for t, kind in watcher.of("measured"))
     assert measured.pop((0, "arms", 0)) == 2, "a launch is one life of the ranks: its first block is measured anew, too"
+    assert measured.pop((0, "controls", 0)) == 2
     assert set(measured.values()) == {1}
-    assert len(measured) + 1 == 5 * 3
+    assert len(measured) + 2 == 5 * 4
     assert (made.failure, made.given_up) == ("", {})
 
 
@@ -81,14 +82,14 @@ def test_a_cell_that_keeps_losing_its_ranks_is_given_up_and_the_others_go_on():
     assert made.given_up == {first.label: str(LOST)}
     measured = Counter(t.cell.cell_id for t, kind in watcher.of("measured") if kind == "controls")
     assert first.cell_id not in measured
-    assert sorted(measured.values()) == [5, 5, 5]
+    assert sorted(measured.values()) == [10, 10, 10], "five launches, two blocks"
     assert [g.is_closed for g in groups] == [True] * 4
     assert made.failure == ""
 
 
 def test_one_lost_rank_a_launch_gives_up_nothing():
     """Attempts are counted by cell and launch: a cluster that loses a rank now and then does not cost a night's cell."""
-    per_visit = 4  # a warm-up of two blocks, two blocks of the arms, one of the controls, less the one that fails
+    per_visit = 5  # a warm-up of two blocks, two blocks of the arms, two of the controls, less the one that fails
     made, watcher, _ = controller(failing(RunBlock, *range(1, 60, 2 * per_visit)), ONE_CELL)
     made.run()
     assert len(watcher.of("failed")) >= 4

@@ -21,7 +21,7 @@ from service.store.judged import load_result
 from service.store.records import Records
 from service.store.space import RecordsError, needed_bytes, refuse_without_room
 from tests.service.test_cli import cplab, refused
-from tests.service.test_resume import rows_of, small
+from tests.service.test_resume import BLOCKS, rows_of, small
 
 
 @pytest.mark.timeout(120)
@@ -60,7 +60,7 @@ def test_a_disk_that_fills_up_ends_the_sweep_in_one_line_and_loses_no_complete_b
     result, now = load_result(records, sweep_id), rows_of(records, sweep_id)
     assert result.status is SweepStatus.FINISHED
     assert all(now[cell_id, launch] == before[cell_id, launch] for cell_id, _, launch in resumed.done)
-    assert {len(rows) for rows in now.values()} == {3}
+    assert {len(rows) for rows in now.values()} == {BLOCKS}
     records.close()
 
 

@@ -35,11 +35,13 @@ from workers.messages import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 3
+BLOCKS = 4
+"""Of a visit."""
 QUICK = {"aa": False, "inputs": 2, "warmup_trials": 1, "max_warmup_blocks": 1}
 
 
 def small(lengths=(32, 64), **measurement) -> ExperimentSpec:
-    """A cell for each length on the simulated device, five launches of two blocks and the controls."""
+    """A cell for each length on the simulated device, five launches of two blocks of arms and two of controls."""
     values = {
         "name": "resumed",
         "dims": TINY.model_dump(),
@@ -94,7 +96,7 @@ def test_kill_9_at_random_moments_loses_no_complete_launch_and_resuming_ends_the
         now = rows_of(records, sweep_id)
         assert all(now[visit] == rows for visit, rows in kept.items()), "what was complete stays as it was"
         kept = {visit: now[visit] for visit in ended_visits(records, sweep_id)}
-        assert all(len(rows) == 3 for rows in kept.values())
+        assert all(len(rows) == BLOCKS for rows in kept.values())
         status = records.sweep(sweep_id)["status"]
         records.close()
         if status == SweepStatus.FINISHED:
@@ -110,7 +112,7 @@ def test_kill_9_at_random_moments_loses_no_complete_launch_and_resuming_ends_the
     assert len(records._sweep_ids()) == 1
     assert all(now[visit] == rows for visit, rows in kept.items())
     assert len(now) == 5
-    assert all(len(rows) == 3 for rows in now.values()), "no block is missing and none is twice"
+    assert all(len(rows) == BLOCKS for rows in now.values()), "no block is missing and none is twice"
     result = load_result(records, sweep_id)
     assert result.status is SweepStatus.FINISHED
     assert all(cell.is_measured and cell.launches == 5 for cell in result.cells)
@@ -259,7 +261,7 @@ def test_a_group_that_loses_a_rank_is_made_anew_and_the_sweep_finishes(tmp_path)
     assert result.status is SweepStatus.FINISHED
     assert all(cell.launches == 5 and cell.is_measured for cell in result.cells)
     assert len(groups) == 2
-    assert all(len(rows) == 3 for rows in rows_of(records, sweep_id).values())
+    assert all(len(rows) == BLOCKS for rows in rows_of(records, sweep_id).values())
     records.close()
 
 
