@@ -27,8 +27,7 @@ Runs = Sequence[Sequence[float]]
 """Samples of one version, us, run by run."""
 
 OWN = {"CP Lab": False, "CP Lab, beyond the band": True}
-"""What counts as the service's word: FASTER and SLOWER, by however much, or by more than the band."""
-"""Of the service: a false alarm on equal code."""
+"""What counts as the service's word, on equal code as a false alarm: FASTER and SLOWER, by however much, or by more than the band."""
 ASV_P = 0.002
 ASV_SAMPLE_US = 10_000.0
 ASV_SAMPLES = 5

@@ -22,10 +22,9 @@ from service.report.provenance import (
     natures,
     placements,
     progress,
-    verdict_counts,
     when,
 )
-from service.report.table import aa_words, bounds, hardware, percent, verdict_words
+from service.report.table import aa_words, bounds, counted_verdicts, hardware, percent, verdict_words
 
 FOLDER = Path(__file__).parent
 
@@ -49,7 +48,7 @@ def page(dossier: Dossier) -> str:
             natures=natures(result),
             findings=findings(result),
             differences=differences(result),
-            counts=verdict_counts(result),
+            counts=counted_verdicts(arm for cell in result.cells for arm in cell.arms),
             forest=forest(result, plan.indifference_pct),
             aa_forest=aa_forest(result, plan.confidence, plan.indifference_pct),
             panels=speed_panels(result),

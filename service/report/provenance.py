@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from experiments.names import BASELINE_ARM, SweepStatus, Verdict
 from service.judge.results import ArmResult, CellResult, SweepResult
 from service.report.dossier import Dossier
+from service.report.table import counted_verdicts, verdict_words
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,14 @@ def findings(result: SweepResult) -> list[Finding]:
 
 def _counted(pairs: Sequence[tuple[CellResult, ArmResult]]) -> list[str]:
     words = []
-    for verdict in Verdict:
-        ratios = [a.comparison.ratio.estimate if a.comparison else None for _, a in pairs if a.verdict is verdict]
-        if not ratios:
-            continue
-        known = [ratio for ratio in ratios if ratio is not None]
+    for found in counted_verdicts(arm for _, arm in pairs):
+        known = [a.comparison.ratio.estimate for _, a in pairs if a.comparison and verdict_words(a) == found.words]
         span = ""
-        if verdict in (Verdict.FASTER, Verdict.SLOWER) and known:
+        if found.verdict in (Verdict.FASTER, Verdict.SLOWER) and known:
             least, most = f"{min(known):.3f}", f"{max(known):.3f}"
             span = f" (time ratio {least})" if least == most else f" (time ratio {least} to {most})"
-        words.append(f"{verdict} in {len(ratios)} of {len(pairs)} cell{'s' * (len(pairs) != 1)}{span}")
+        words.append(f"{found.words} in {found.count} of {len(pairs)} cell{'s' * (len(pairs) != 1)}{span}")
     return words
-
-
-def verdict_counts(result: SweepResult) -> list[tuple[Verdict, int]]:
-    counts = Counter(arm.verdict for cell in result.cells for arm in cell.arms if arm.verdict is not None)
-    return [(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]]
 
 
 def natures(result: SweepResult) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
+from experiments.names import Verdict
 from service.judge.interval import Interval
 from service.judge.results import AACheck, ArmResult, CellResult, SweepResult
 from service.judge.verdict import Judgement
@@ -54,6 +57,28 @@ def verdict_words(arm: ArmResult) -> str:
     if arm.verdict is None:
         return ""
     return Judgement(arm.verdict, arm.is_small, arm.may_be_small).words
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many arms have a verdict of those words; the plain verdict is the first of its words."""
+
+    verdict: Verdict
+    words: str
+    count: int
+
+
+def counted_verdicts(arms: Iterable[ArmResult]) -> list[Counted]:
+    """What came out, in the order of verdicts; a headline qualifies a claim as its row does."""
+    counts = Counter((arm.verdict, verdict_words(arm)) for arm in arms if arm.verdict is not None)
+    order = list(Verdict)
+    found = [Counted(verdict, words, count) for (verdict, words), count in counts.items()]
+    return sorted(found, key=lambda c: (order.index(c.verdict), len(c.words)))
+
+
+def counted_words(arms: Iterable[ArmResult]) -> str:
+    """In a line; empty where nothing was compared."""
+    return ", ".join(f"{c.count} {c.words}" for c in counted_verdicts(arms))
 
 
 def bounds(interval: Interval) -> str:

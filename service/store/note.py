@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from experiments.names import Verdict
 from service.judge.results import ArmResult, CellResult, SweepResult
 from service.report.caveats import caveats
-from service.report.table import aa_words, bounds, hardware, headings, percent, rows, share, verdict_words
+from service.report.table import aa_words, bounds, counted_words, hardware, headings, percent, rows, share, verdict_words
 
 MAX_NOTE_BYTES = 7600
 """MLflow cuts a tag at 8,000 characters; bytes are never fewer than characters."""
@@ -56,11 +55,9 @@ def note(result: SweepResult, links: str = "", title: str = "") -> str:
 
 def _verdicts(result: SweepResult) -> str:
     """What came out, in one line."""
-    found = Counter(str(arm.verdict) for cell in result.cells for arm in cell.arms if arm.verdict is not None)
-    words = ", ".join(f"{found[name]} {name}" for name in Verdict if found[name])
-    return (
-        f"**{words}**, of {found.total()} arms compared in {len(result.cells)} cells." if words else "**Nothing was compared.**"
-    )
+    arms = [arm for cell in result.cells for arm in cell.arms if arm.verdict is not None]
+    words = counted_words(arms)
+    return f"**{words}**, of {len(arms)} arms compared in {len(result.cells)} cells." if words else "**Nothing was compared.**"
 
 
 def _opening(result: SweepResult) -> list[str]:

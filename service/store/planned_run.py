@@ -19,6 +19,7 @@ from experiments.names import Device, FabricKind, SweepStatus, Verdict
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.interval import Interval
 from service.judge.results import ArmResult, CellResult, SweepResult
+from service.report.table import counted_words, verdict_words
 from service.store.columns import COLOR_TAG, NIGHTS_SERIES, PLACE_TAG, SERIES_TAG, arm_columns, short_revision, summary_columns
 from service.store.curves import Curve, curve_shape, curves_of
 from service.store.note import note
@@ -91,7 +92,7 @@ def _arm_run(
     span: tuple[float, float],
 ) -> PlannedRun:
     cell_id = str(cell.cell["cell_id"])
-    verdict = str(arm.verdict) if arm.verdict is not None else BASELINE_VERDICT
+    verdict = verdict_words(arm) or BASELINE_VERDICT
     key = f"{result.sweep_id}/{cell_id}/{arm.arm}"
     reason = {"verdict_reason": _cut(arm.reason)} if arm.reason else {}
     failure = {"failure": _cut(cell.failure)} if cell.failure else {}
@@ -105,7 +106,6 @@ def _arm_run(
         "verdict": verdict,
         **arm_columns(result, cell, arm),
         "small": _flag(arm.is_small),
-        "maybe_small": _flag(arm.may_be_small),
         "path": _cut(cell.path),
         **({"host_bound": _flag(arm.host_bound)} if arm.host_bound is not None else {}),
         **reason,
@@ -130,7 +130,7 @@ def _arm_run(
 def _summary_run(row: Mapping[str, Any], spec: ExperimentSpec, result: SweepResult, span: tuple[float, float]) -> PlannedRun:
     key = f"{result.sweep_id}/summary"
     verdicts = Counter(str(arm.verdict) for cell in result.cells for arm in cell.arms if arm.verdict is not None)
-    words = ", ".join(f"{verdicts[name]} {name}" for name in Verdict if verdicts[name]) or "nothing compared"
+    words = counted_words(arm for cell in result.cells for arm in cell.arms) or "nothing compared"
     return PlannedRun(
         key=key,
         role="summary",
@@ -186,7 +186,6 @@ def _curve_run(
 ) -> PlannedRun:
     key = f"{result.sweep_id}/curve/{curve.arm}/{curve.label}"
     cells = [cell for cell, _ in curve.points.values()]
-    verdicts = Counter(str(arm.verdict) for _, arm in curve.points.values() if arm.verdict is not None)
     shade = number / max(count - 1, 1)
     return PlannedRun(
         key=key,
@@ -204,7 +203,7 @@ def _curve_run(
             "cell_id": "curve",
             "arm": curve.arm,
             "role": "curve",
-            "verdict": ", ".join(f"{count} {name}" for name, count in verdicts.items()) or BASELINE_VERDICT,
+            "verdict": counted_words(arm for _, arm in curve.points.values()) or BASELINE_VERDICT,
             "shape": curve_shape(curve),
             PLACE_TAG: f"2.{number:04d}",
             COLOR_TAG: arm_color(curve.order, shade),

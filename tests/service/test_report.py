@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.names import SweepStatus
+from experiments.names import SweepStatus, Verdict
 from experiments.spec.experiment import ExperimentSpec
 from service.judge.projection import Layer
 from service.report.axis import linear_axis, log_axis, points_axis, ratio_axis
+from service.report.charts import forest
 from service.report.dossier import read_dossier
 from service.report.page import number, page
 from service.report.provenance import findings
+from service.report.table import counted_verdicts, counted_words
 from service.store.records import Records
 from service.store.source import Source
 from tests.service.synthetic import home_in, make_spec, make_sweep
@@ -208,6 +210,21 @@ def test_speed_over_sizes_when_there_is_one_length(tmp_path: Path) -> None:
     speed = between(page_of(records, result.sweep_id), "speed", "account")
     assert "cp_size, ranks" in speed
     assert speed.count("<circle") == 3 * 2 + 2  # the points of two arms, and their marks in the key
+
+
+def test_a_headline_qualifies_a_claim_as_its_row_does(tmp_path: Path) -> None:
+    """FASTER alone is a claim of more than the band, wherever it is said."""
+    _, result = make_sweep(home_in(tmp_path), make_spec(4))
+    first, *others = result.cells
+    unsure = replace(first, arms=tuple(replace(arm, may_be_small=arm.verdict is not None) for arm in first.arms))
+    torn = replace(result, cells=(unsure, *others))
+    arms = [arm for cell in torn.cells for arm in cell.arms]
+    assert counted_words(arms) == "3 FASTER, 1 FASTER (maybe small)"
+    assert [c.verdict for c in counted_verdicts(arms)] == [Verdict.FASTER, Verdict.FASTER], "one row of each words"
+    said = "; ".join(finding.words for finding in findings(torn))
+    assert "FASTER (maybe small) in 1 of " in said
+    row = next(row for row in forest(torn, 1.0).rows if row.cell is unsure)
+    assert row.words == "FASTER (maybe small)"
 
 
 def test_the_headline_keeps_fabrics_and_regimes_apart(tmp_path: Path) -> None:
