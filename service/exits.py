@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,10 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             code = ExitCode.INFRASTRUCTURE
         except SweepKilledError as error:
             complain("killed", error)
+            code = ExitCode.INFRASTRUCTURE
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+            complain("failed", "nobody reads its output any more")
             code = ExitCode.INFRASTRUCTURE
         except Exception as error:  # a bug of ours: never exit code 1, which says "regression"
             if not (isinstance(error, OSError) and error.errno in NO_ROOM):  # a full disk is no bug

@@ -47,6 +47,25 @@ def test_help_and_list_answer_at_once(tmp_path):
     assert "quickstart" in cplab("list", home=tmp_path).stdout
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "list"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CPLAB_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == ExitCode.INFRASTRUCTURE
+    assert done.stderr == "cplab: failed: nobody reads its output any more\n"
+
+
 def _timed(call) -> float:
     began = time.monotonic()
     assert call().returncode == 0
