@@ -234,7 +234,7 @@ def _run(
                 write(made, out)
                 low, high = made.ratio[1:]
                 print(
-                    f"{number}/{len(left)}: {made.verdict} {made.ratio[0]:.4f} [{low:.4f}, {high:.4f}], {len(made.launches)} launches, "
+                    f"{number}/{len(left)}: {made.words} {made.ratio[0]:.4f} [{low:.4f}, {high:.4f}], {len(made.launches)} launches, "
                     f"{made.inside_s:.1f} s inside them, {made.starting_s:.1f} s starting them",
                     flush=True,
                 )

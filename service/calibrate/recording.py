@@ -17,6 +17,7 @@ from experiments.names import BASELINE_ARM, Verdict
 from service.judge.comparison import Evidence, pseudomedian
 from service.judge.interval import Interval
 from service.judge.looks import Looks
+from service.judge.verdict import Judgement
 
 OTHER_ARM = "other"
 """The arm of a study beside the baseline: equal to it, or slower by a planted wait."""
@@ -82,12 +83,19 @@ class Recording(BaseModel):
     starting_s: float
     verdict: Verdict
     is_small: bool
+    may_be_small: bool | None = None
+    """None in a recording of methodology 4 or older, which did not say it."""
     ratio: tuple[float, float, float]
     detectable_pct: float
 
     @property
     def looks(self) -> Looks:
         return Looks(self.first_launches, self.max_launches)
+
+    @property
+    def words(self) -> str:
+        """The verdict as a table would print it."""
+        return Judgement(self.verdict, self.is_small, bool(self.may_be_small)).words
 
     @property
     def interval(self) -> Interval:

@@ -142,6 +142,7 @@ class Study:
             starting_s=sum(took_s for action, took_s in spent if action == Action.LAUNCH),
             verdict=arm.verdict,
             is_small=arm.is_small,
+            may_be_small=arm.may_be_small,
             ratio=(ratio.estimate, ratio.low, ratio.high),
             detectable_pct=arm.comparison.detectable_pct,
         )

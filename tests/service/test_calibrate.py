@@ -91,6 +91,11 @@ def test_rates_come_with_exact_bounds():
     assert Rate(0, 0).bounds == (0.0, 1.0)
 
 
+def test_a_recording_says_its_verdict_as_a_table_does():
+    assert make_recording(2, verdict=Verdict.SLOWER, may_be_small=True).words == "SLOWER (maybe small)"
+    assert make_recording(2, verdict=Verdict.SLOWER).words == "SLOWER"
+
+
 def test_alarms_are_counted_as_they_were_judged():
     recordings = [
         make_recording(1),
