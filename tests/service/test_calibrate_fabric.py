@@ -83,7 +83,7 @@ def test_a_preset_is_a_fabric_that_specs_take(tmp_path):
 
 def test_gathers_here_become_a_link(tmp_path):
     out = tmp_path / "link.yaml"
-    words = ["fabric", "--out", str(out), "--plain", "--tokens", "128,8192", "--trials", "6", "--skew-us", "2000"]
+    words = ["fabric", "--out", str(out), "--plain", "--tokens", "128,65536", "--trials", "6", "--skew-us", "2000"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     lines = out.read_text().splitlines()
