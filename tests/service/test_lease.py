@@ -111,6 +111,7 @@ def test_a_frozen_holder_is_named_and_ended_and_a_live_one_is_not(holder, addres
     spec = catalogue.load("quickstart")
     records.start_sweep("20260101-000000-aaaa", spec, spec.expand().cells, {}, None)
     holder.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)  # a signal takes its time
     assert who_holds().is_frozen
     with pytest.raises(InfrastructureError, match=r"frozen: its process is stopped.*cplab unlock"), hold():
         pass
