@@ -54,8 +54,7 @@ def test_a_users_own_schedule_runs(pair):
 )
 def test_mutants_are_caught_by_verification(pair, mutant, check):
     prepare(pair, make_cell(make_step((0, 512))), arms(mutant))
-    # On a crowded machine a side lane may start so late that a missing fork does no harm; a sweep verifies ten times and more.
-    found = faults(pair) or faults(pair) or faults(pair)
+    found = faults(pair)
     assert found
     assert {f.arm for f in found} == {"mutant"}
     assert any(check in f.detail for f in found)
