@@ -108,7 +108,7 @@ class VerifyCell:
 
     Attributes:
         deep: `serial` against the references as well, and every arm on every input.
-        late: Every arm once more with its gather held back: a missing wait then reads poison.
+        late: Every arm once more with its side lane held back, and once with its main lane: no race is then won by luck.
     """
 
     deep: bool

@@ -21,7 +21,6 @@ from workers.digest import digest
 from workers.fabrics import Fabric, by_transport, make_fabric
 from workers.fabrics.exchange import Exchange, ScheduleError, poison
 from workers.fabrics.one_rank import OneRankFabric, PlayedGather
-from workers.fabrics.process_group import ProcessGroupFabric
 from workers.fabrics.simulated import SimulatedFabric
 from workers.fabrics.transport import CollectiveTransport
 from workers.filler import Filler
@@ -102,7 +101,7 @@ class PreparedCell:
         self._correct: dict[tuple[StageSettings, int, int], Correct] = {}
         self.selected: dict[tuple[StageSettings, int, int], Selected] = {}
         self._next_input = 0
-        self.graphs: dict[tuple[Variant, int, int, Scope, float], Trial] = {}
+        self.graphs: dict[tuple[Variant, int, int, Scope], Trial] = {}
 
     def _load_weights(self, request: PrepareCell, layer: int) -> IndexerWeights:
         """Of the chain's layer: the checkpoint's layers from the stated one on, or seeds that no other layer has."""
@@ -293,8 +292,7 @@ class PreparedCell:
     def _graphed(self, variant: Variant, step: int, index: int, scope: Scope) -> Trial:
         """The same as a CUDA graph: captured once for each input, since its tensors are part of it. A graph ends when both streams have, so a
         missing join fails here."""
-        delay_us = self.fabric.delay_us if isinstance(self.fabric, ProcessGroupFabric) else 0.0
-        key = (variant, step, index, scope, delay_us)
+        key = (variant, step, index, scope)
         if key not in self.graphs:
             self._trial(variant, step, index, scope).enqueue()  # what compiles does it here
             self.lanes.drain()

@@ -1,30 +1,27 @@
 """A traced trial: an arm's own schedule on the cell's own lanes and fabric, which write down every stage.
 
-The cell is not touched: a traced trial runs on a shallow copy whose lanes and fabric are wrapped, so a timed trial pays nothing for tracing.
-
 Legend: T rows on this rank, S step tokens, D head dim.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from experiments.names import Device, Lane, Part
+from experiments.names import Device, Part
 from workers.clock import SHARED, ClockOffset, offset_to_rank_0
 from workers.fabrics import Fabric, GatherMarks
-from workers.fabrics.transport import CollectiveTransport
-from workers.lanes import Join, Lanes, Mark
+from workers.lanes import Join, Lanes
 from workers.messages import ArmTrace, Fault, TraceCell, TraceReport, Variant
 from workers.outcome import Outcome
 from workers.prepared_cell import PreparedCell
 from workers.splits.plan import GatherPlan
 from workers.timeline import Timeline
 from workers.verify import run_arm
+from workers.wrapped_lanes import WrappedLanes, on_lanes
 
 R = TypeVar("R")
 
@@ -46,25 +43,12 @@ class TracedJoin:
         return result
 
 
-class TracedLanes:
-    """See `Lanes`. Every clock is read on the lane that does the work, right before and right after it."""
+class TracedLanes(WrappedLanes):
+    """Every clock is read on the lane that does the work, right before and right after it."""
 
     def __init__(self, lanes: Lanes, timeline: Timeline) -> None:
-        self._lanes, self._timeline = lanes, timeline
-
-    @property
-    def device(self) -> torch.device:
-        return self._lanes.device
-
-    @property
-    def lane(self) -> Lane:
-        return self._lanes.lane
-
-    def mark(self) -> Mark:
-        return self._lanes.mark()
-
-    def us(self, mark: Mark) -> float:
-        return self._lanes.us(mark)
+        super().__init__(lanes)
+        self._timeline = timeline
 
     def stage(self, name: str, function: Callable[..., R], *args: Any) -> R:
         start = self._lanes.mark()
@@ -72,34 +56,16 @@ class TracedLanes:
         self._timeline.add(name, self._lanes.lane, start, self._lanes.mark())
         return result
 
-    def host_us(self) -> float | None:
-        return self._lanes.host_us()
-
-    def meet(self, transport: CollectiveTransport) -> None:
-        self._lanes.meet(transport)
-
     def busy_wait(self, wait_us: float) -> None:
         start = self._lanes.mark()
         self._lanes.busy_wait(wait_us)
         self._timeline.add(Part.WAIT, self._lanes.lane, start, self._lanes.mark())
-
-    def hold_back(self, delay_us: float) -> None:
-        self._lanes.hold_back(delay_us)
 
     def fork(self, work: Callable[[], Any], is_deferred: bool = False) -> TracedJoin:
         start = self._lanes.mark()
         join = self._lanes.fork(work, is_deferred)
         self._timeline.add(Part.FORK, self._lanes.lane, start, self._lanes.mark())
         return TracedJoin(join, self._lanes, self._timeline)
-
-    def capture(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
-        return self._lanes.capture(work)
-
-    def drain(self) -> None:
-        self._lanes.drain()
-
-    def close(self) -> None:
-        self._lanes.close()
 
 
 class TracedFabric:
@@ -127,14 +93,8 @@ def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Ti
     Raises:
         ArmError: The schedule raised.
     """
-    traced = copy.copy(cell)
-    traced.lanes = TracedLanes(cell.lanes, timeline)
-    traced.layers = {settings: [copy.copy(layer) for layer in layers] for settings, layers in cell.layers.items()}
-    for layers in traced.layers.values():
-        for layer in layers:
-            layer.lanes = traced.lanes
+    traced = on_lanes(cell, TracedLanes(cell.lanes, timeline))
     traced.fabrics = {by: TracedFabric(fabric, cell.lanes, timeline) for by, fabric in cell.fabrics.items()}
-    traced.graphs = {}
     return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
 
 

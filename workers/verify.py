@@ -1,7 +1,7 @@
 """Right first: what a rank checks of a cell before and after it is timed.
 
-Every arm against `serial`, bit for bit, over all inputs in rotation, into poisoned destinations, once with the gather held back so that a
-missing wait cannot pass by luck; the selections of all rows by structure; and once a cell `serial` itself against the references.
+Every arm against `serial`, bit for bit, over all inputs in rotation, into poisoned destinations, once with each of the lanes held back so that
+no race is won by luck; the selections of all rows by structure; and once a cell `serial` itself against the references.
 
 Legend: T rows on this rank, S step tokens, K top-k.
 """
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import torch
 
-from experiments.names import AA_ARM, Device, Scope
+from experiments.names import AA_ARM, Device, Lane, Scope
 from experiments.spec.measurement import VerifySpec
 from workers.collective_log import is_of_a_collective
 from workers.digest import digest
 from workers.fabrics.exchange import ScheduleError
-from workers.fabrics.process_group import ProcessGroupFabric
 from workers.indexer.gates import check_topk_structure
 from workers.indexer.stage_sets import StageSettings
 from workers.messages import Fault, Variant, VerifyReport
 from workers.oracle import ReferenceReport, check_against_references
 from workers.outcome import Outcome, Selected
 from workers.prepared_cell import PreparedCell
+from workers.wrapped_lanes import LateLanes, on_lanes
 
 MAX_FULL_STEPS = 6
 """Steps of a replay that are checked through top-k; all of them are checked through q and k while they are timed."""
@@ -75,8 +75,9 @@ def verify_cell(cell: PreparedCell, plan: VerifySpec, rank: int, deep: bool, lat
             for offset, arm in list(enumerate(arms))[:: -1 if turn % 2 else 1]:
                 check.arm(arm, step, (turn + offset) % num_inputs)
     longest = max(steps, key=lambda i: cell.cell.steps[i].new_tokens)
-    for arm in arms if late else ():
-        check.arm_with_late_gather(arm, longest)
+    for late_lane in Lane if late else ():
+        for arm in arms:
+            check.arm_with_a_late_lane(arm, longest, late_lane)
     report: ReferenceReport | None = None
     for settings in reversed(cell.all_settings) if deep else ():  # the baseline's last: its figures are the report's
         report = check_against_references(cell, longest, plan.rows_per_rank, settings)
@@ -137,18 +138,14 @@ class _Check:
             self.faults.append(Fault(arm, "bits", f"top-k of step {step}, input {index}: not the bits of serial"))
         self.num_checks += 4
 
-    def arm_with_late_gather(self, arm: str, step: int) -> None:
-        """The same with the wire held back: whoever does not wait reads poison."""
+    def arm_with_a_late_lane(self, arm: str, step: int, late: Lane) -> None:
+        """The same with a lane held back behind every fork, so that neither a missing wait nor a race for a buffer passes by luck."""
         cell = self.cell
         index = cell.next_input()
         cell.correct(step, index, cell.settings_of[arm])
-        assert isinstance(cell.fabric, ProcessGroupFabric)
-        cell.fabric.delay_us = self.plan.delay_ms * 1e3
-        try:
-            outcome = run_arm(cell, Variant(arm), step, index, Scope.QK)
-        finally:
-            cell.fabric.delay_us = 0.0
-        self._hold(arm, "late gather", outcome, step, index)
+        held_back = on_lanes(cell, LateLanes(cell.lanes, late, self.plan.delay_ms * 1e3))
+        outcome = run_arm(held_back, Variant(arm), step, index, Scope.QK)
+        self._hold(arm, f"late {late} lane", outcome, step, index)
         self.num_checks += 2
 
     def _hold(self, arm: str, check: str, outcome: Outcome, step: int, index: int) -> None:

@@ -68,6 +68,7 @@ class VerifySpec(BaseModel):
     rows_per_rank: int = Field(16, ge=1, le=4096)
     """Rows that each rank checks against R2, the first and last of each of its blocks among them."""
     delay_ms: float = Field(20, ge=0, le=1000)
-    """Injected before the gather in one verification run per arm: a missing wait then reads the poison."""
+    """What a lane is held back by, behind every fork, in two verification runs per arm: the side lane in one, so that a missing wait reads the
+    poison, the main lane in the other, so that a gather of what it has yet to write sends something else."""
     logits_mib: int = Field(256, ge=1, le=1 << 20)
     """Bound on the memory of a chunk of logits, mebibytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import SpecError
-from experiments.names import Device, Schedule, Scope, Split, Stages
+from experiments.names import Device, Lane, Schedule, Scope, Split, Stages
 from experiments.spec.arms import ArmSpec
 from service.run.local_ranks import local_group
 from service.run.rank_group import GroupLostError
@@ -58,6 +58,12 @@ def test_mutants_are_caught_by_verification(pair, mutant, check):
     assert found
     assert {f.arm for f in found} == {"mutant"}
     assert any(check in f.detail for f in found)
+
+
+@pytest.mark.parametrize(("mutant", "late"), [("joins_too_late", Lane.SIDE), ("no_fork", Lane.MAIN)])
+def test_a_race_that_luck_may_hide_is_caught_by_the_lane_that_is_late(pair, mutant, late):
+    prepare(pair, make_cell(make_step((0, 512))), arms(mutant))
+    assert f"late {late} lane" in {fault.check for fault in faults(pair)}
 
 
 def test_mutants_are_caught_while_they_are_timed(pair):

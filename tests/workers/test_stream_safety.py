@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.names import Execution, Schedule, Scope
+from experiments.names import Execution, Lane, Schedule, Scope
 from experiments.spec.arms import ArmSpec
 from tests.workers.mutants_of_streams import (
     CONTRACT,
@@ -50,6 +50,7 @@ from tests.workers.one_gpu import (
 )
 from workers.messages import Variant
 from workers.verify import verify_cell
+from workers.wrapped_lanes import LateLanes, on_lanes
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device")]
@@ -112,13 +113,12 @@ def test_lanes_held_back_at_random_change_no_bit(held, seed):
     check_all_arms(held, inputs=2)
 
 
-def test_a_wire_that_is_late_inside_a_graph_changes_no_bit(held):
+@pytest.mark.parametrize("late", Lane)
+def test_a_lane_that_is_late_inside_a_graph_changes_no_bit(held, late):
     held.lanes.holds_us = lambda at: 0.0
-    for delay_us in (0.0, HOLD_US):
-        held.fabric.delay_us = delay_us
+    for cell in (held, on_lanes(held, LateLanes(held.lanes, late, HOLD_US))):
         for index in (0, 1, 0):
-            assert wrong_in(held, Variant("graph"), index) == []
-    held.fabric.delay_us = 0.0
+            assert wrong_in(cell, Variant("graph"), index) == []
 
 
 @pytest.mark.parametrize("name", MUTANTS)

