@@ -132,6 +132,12 @@ def test_mutants_are_seen_by_whom_they_must(name):
     assert not mutant.blind & seen
 
 
+@pytest.mark.parametrize("name", MUTANTS)
+def test_verification_sees_every_mutant(name):
+    with MUTANTS[name].made_ready() as cell:
+        assert {fault.arm for fault in verify_cell(cell, VERIFY, 0, deep=False).faults} == {"mutant"}
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_only_looks_like_a_mutant_is_right(name):
     with RIGHT[name].made_ready() as cell:

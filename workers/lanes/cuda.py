@@ -13,6 +13,7 @@ its own pool.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -169,12 +170,15 @@ class CudaLanes:
         All graphs share one memory: one replay's results stand until the next graph's.
         """
         graph = torch.cuda.CUDAGraph()
-        self._is_capturing = True
+        self._is_capturing, was_collecting = True, gc.isenabled()
+        gc.disable()  # to destroy another graph, which nobody uses any more, makes a capture that is under way invalid
         try:
             with torch.cuda.graph(graph, pool=self._graph_memory, stream=self.main):
                 result = work()
         finally:
             self._is_capturing = False
+            if was_collecting:
+                gc.enable()
         return graph.replay, result
 
     def drain(self) -> None:
