@@ -93,9 +93,13 @@ def run_traced(cell: PreparedCell, arm: str, step: int, index: int, timeline: Ti
     Raises:
         ArmError: The schedule raised.
     """
-    traced = on_lanes(cell, TracedLanes(cell.lanes, timeline))
-    traced.fabrics = {by: TracedFabric(fabric, cell.lanes, timeline) for by, fabric in cell.fabrics.items()}
-    return run_arm(traced, Variant(arm), step, index, cell.cell.scope)
+    fabrics = cell.fabrics
+    cell.fabrics = {by: TracedFabric(fabric, cell.lanes, timeline) for by, fabric in fabrics.items()}
+    try:
+        with on_lanes(cell, TracedLanes(cell.lanes, timeline)):
+            return run_arm(cell, Variant(arm), step, index, cell.cell.scope)
+    finally:
+        cell.fabrics = fabrics
 
 
 def trace_arms(cell: PreparedCell, request: TraceCell) -> TraceReport:

@@ -143,8 +143,8 @@ class _Check:
         cell = self.cell
         index = cell.next_input()
         cell.correct(step, index, cell.settings_of[arm])
-        held_back = on_lanes(cell, LateLanes(cell.lanes, late, self.plan.delay_ms * 1e3))
-        outcome = run_arm(held_back, Variant(arm), step, index, Scope.QK)
+        with on_lanes(cell, LateLanes(cell.lanes, late, self.plan.delay_ms * 1e3)):
+            outcome = run_arm(cell, Variant(arm), step, index, Scope.QK)
         self._hold(arm, f"late {late} lane", outcome, step, index)
         self.num_checks += 2
 

@@ -1,18 +1,19 @@
 """A cell's lanes with something around them, for the trials that nobody times: traced ones, and those with a lane held back.
 
-The cell is not touched: such a trial runs on a shallow copy of it, so a timed one pays nothing.
+A timed trial pays nothing: it runs on the cell's own.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
 from experiments.names import Lane
 from workers.fabrics.transport import CollectiveTransport
+from workers.indexer.indexer import Indexer
 from workers.lanes import Join, Lanes, Mark
 from workers.prepared_cell import PreparedCell
 
@@ -91,13 +92,18 @@ class LateLanes(WrappedLanes):
         return self._lanes.fork(late_work, is_deferred)
 
 
-def on_lanes(cell: PreparedCell, lanes: Lanes) -> PreparedCell:
-    """The cell with other lanes around its own. Its results, buffers and fabrics are shared; its graphs are not, since lanes are part of one."""
-    other = copy.copy(cell)
-    other.lanes = lanes
-    other.layers = {settings: [copy.copy(layer) for layer in layers] for settings, layers in cell.layers.items()}
-    for layers in other.layers.values():
-        for layer in layers:
-            layer.lanes = lanes
-    other.graphs = {}
-    return other
+@contextmanager
+def on_lanes(cell: PreparedCell, lanes: Lanes) -> Iterator[None]:
+    """Meanwhile the cell runs on other lanes around its own. Its layers stay the objects that schedules know; its graphs are put away, since lanes
+    are part of one."""
+    runs_on: list[PreparedCell | Indexer] = [cell, *(layer for layers in cell.layers.values() for layer in layers)]
+    own, graphs = cell.lanes, cell.graphs
+    cell.graphs = {}
+    try:
+        for each in runs_on:
+            each.lanes = lanes
+        yield
+    finally:
+        for each in runs_on:
+            each.lanes = own
+        cell.graphs = graphs

@@ -223,7 +223,7 @@ _kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
 def reads_the_last_layers_keys(ix, shard, fabric):
     """Not a mutant: reads what the layer before gathered, while this layer's gather is under way. It takes a destination for each layer."""
-    if any(ix.weights is weights for weights in _seen):  # a new chain
+    if any(ix is layer for layer in _seen):  # a new chain
         _seen.clear()
         _kept.clear()
     q, k = ix.project(shard)
@@ -232,7 +232,7 @@ def reads_the_last_layers_keys(ix, shard, fabric):
     if _kept:
         keys, as_they_were = _kept.pop()
         q = torch.where((keys == as_they_were).all(), q, torch.nan)
-    _seen.append(ix.weights)
+    _seen.append(ix)
     keys = gathering.join()
     _kept.append((keys, keys.clone()))
     return q, keys
