@@ -16,6 +16,18 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+def test_a_projection_is_summed_in_fp32_and_rounded_once_whatever_the_cpu(monkeypatch, capability):
+    monkeypatch.setattr(stages, "has_bf16_products", lambda: capability == "AVX512")
+    x, weight = randn(33, 512), randn(48, 512, seed=1)
+    exact = x.double() @ weight.double().T
+    made = stages.project(x, weight)
+    assert made.dtype == torch.bfloat16
+    # Half a step of bf16, and what 512 sums in fp32 may add in the wrong order.
+    slack = x.double().abs() @ weight.double().abs().T * 512 * 2**-24
+    assert bool(((made.double() - exact).abs() <= exact.abs() * 2**-8 + slack).all())
+
+
 def test_rope_turns_only_the_first_64_dims():
     x = randn(5, 3, 128)
     cos, sin = RotaryTable(V32).cos_sin(torch.arange(100, 105))
