@@ -216,12 +216,13 @@ def _run(
 ) -> None:
     """Makes the comparisons that the file does not hold yet, beside what is given."""
     from service.calibrate.recording import read, write
-    from service.calibrate.study import Study, study_spec
+    from service.calibrate.study import Study, smaller_cell, study_spec
     from service.store.home import open_home
     from service.store.records import Records
 
     refuse_unwritable(("--out", out))
     spec = study_spec(overrides, 0, 0.0)
+    new_tokens = spec.expand().cells[0].steps[0].new_tokens
     done = {(r.kind, r.seed, r.planted_pct, r.loaded) for r in read([out])} if out.exists() else set()
     left = [p for p in plans if (p.kind, p.seed, p.planted_pct, p.is_loaded) not in done]
     print(f"{len(plans) - len(left)} of {len(plans)} comparisons are in {out}")
@@ -238,6 +239,10 @@ def _run(
                     f"{made.inside_s:.1f} s inside them, {made.starting_s:.1f} s starting them",
                     flush=True,
                 )
+                if number == 1 and (fewer := smaller_cell(new_tokens, made.inside_s / len(made.launches))):
+                    print(
+                        f"a comparison should take about 5 s: on this machine, --set workload.new_tokens={fewer} and another --out"
+                    )
     finally:
         records.close()
 

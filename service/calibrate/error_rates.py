@@ -12,8 +12,9 @@ from experiments.errors import UserError
 from experiments.names import Verdict
 from service.calibrate.recording import LaunchSamples, Recording, evidence_after
 from service.judge.comparison import SAME_ERROR, Comparison, Evidence
+from service.judge.interval import t_quantile, two_sided_p
 from service.judge.looks import Looks
-from service.judge.verdict import judge
+from service.judge.verdict import is_clear, judge
 
 LEVEL = 0.05
 
@@ -46,7 +47,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Of A/A comparisons: intervals that exclude 1, whatever the band; FASTER or SLOWER by more than the band; and SAME."""
+    """Of A/A comparisons: intervals that exclude 1, whatever the band; FASTER or SLOWER clear of it; and SAME."""
 
     excluding: Rate
     claims: Rate
@@ -55,13 +56,21 @@ class FalseAlarms:
 
 def false_alarms(recordings: Sequence[Recording], indifference_pct: float) -> FalseAlarms:
     """As the service judged them when they were measured."""
-    band = 1 - indifference_pct / 100, 1 + indifference_pct / 100
     count = len(recordings)
     return FalseAlarms(
         Rate(sum(r.excludes_1 for r in recordings), count),
-        Rate(sum(r.is_alarm and r.interval.beyond(*band) for r in recordings), count),
+        Rate(sum(claims_clearly(r, indifference_pct) for r in recordings), count),
         Rate(sum(r.verdict is Verdict.SAME for r in recordings), count),
     )
+
+
+def claims_clearly(recording: Recording, indifference_pct: float) -> bool:
+    """Whether it was FASTER or SLOWER and clear of the band, by the interval as it was read then."""
+    estimate, low, high = recording.ratio
+    share, degrees = recording.looks.share(len(recording.launches)), len(recording.launches) - 1
+    error = math.log(high / low) / 2 / t_quantile(1 - LEVEL * share, degrees)
+    p_value = two_sided_p(math.log(estimate), error, degrees) / share
+    return recording.is_alarm and is_clear(recording.interval, p_value, LEVEL, indifference_pct)
 
 
 def rerun(recordings: Sequence[Recording], times: int, indifference_pct: float, seed: int = 0) -> FalseAlarms:
@@ -78,7 +87,7 @@ def rerun(recordings: Sequence[Recording], times: int, indifference_pct: float, 
     ends = [_run_rule(_Drawn(pool, rng), looks, indifference_pct) for _ in range(times)]
     return FalseAlarms(
         Rate(sum(end.comparison.ratio.excludes(1) for end in ends), times),
-        Rate(sum(end.claims(is_beyond=True) for end in ends), times),
+        Rate(sum(end.claims(is_clear=True) for end in ends), times),
         Rate(sum(end.verdict is Verdict.SAME for end in ends), times),
     )
 
@@ -92,9 +101,9 @@ class End:
     may_be_small: bool
     comparison: Comparison
 
-    def claims(self, is_beyond: bool) -> bool:
-        """FASTER or SLOWER; by more than the band, if that is asked."""
-        return self.verdict in (Verdict.FASTER, Verdict.SLOWER) and not (is_beyond and self.may_be_small)
+    def claims(self, is_clear: bool) -> bool:
+        """FASTER or SLOWER; clear of the band, if that is asked."""
+        return self.verdict in (Verdict.FASTER, Verdict.SLOWER) and not (is_clear and self.may_be_small)
 
 
 class _Drawn:
@@ -129,7 +138,7 @@ class PowerPoint:
 
     Attributes:
         found: SLOWER, by however much.
-        beyond: SLOWER by more than the band.
+        clear: SLOWER, clear of the band.
         covered: The interval holds the planted ratio, as it was in that comparison.
         detectable_pct: Median of the smallest effect that the service said it could have seen.
         inside_s, starting_s, launches: Medians of a comparison.
@@ -137,7 +146,7 @@ class PowerPoint:
 
     planted_pct: float
     found: Rate
-    beyond: Rate
+    clear: Rate
     covered: Rate
     detectable_pct: float
     inside_s: float
@@ -147,7 +156,6 @@ class PowerPoint:
 
 def power_curve(recordings: Sequence[Recording], indifference_pct: float) -> list[PowerPoint]:
     """By planted size."""
-    limit = 1 + indifference_pct / 100
     points = []
     for pct in sorted({r.planted_pct for r in recordings}):
         group = [r for r in recordings if r.planted_pct == pct]
@@ -155,7 +163,7 @@ def power_curve(recordings: Sequence[Recording], indifference_pct: float) -> lis
             PowerPoint(
                 planted_pct=pct,
                 found=Rate(sum(r.verdict is Verdict.SLOWER for r in group), len(group)),
-                beyond=Rate(sum(r.verdict is Verdict.SLOWER and r.interval.low > limit for r in group), len(group)),
+                clear=Rate(sum(r.verdict is Verdict.SLOWER and claims_clearly(r, indifference_pct) for r in group), len(group)),
                 covered=Rate(sum(r.ratio[1] <= math.exp(r.true_log_ratio) <= r.ratio[2] for r in group), len(group)),
                 detectable_pct=median(r.detectable_pct for r in group),
                 inside_s=median(r.inside_s for r in group),

@@ -26,7 +26,7 @@ from service.judge.looks import Looks
 Runs = Sequence[Sequence[float]]
 """Samples of one version, us, run by run."""
 
-OWN = {"CP Lab": False, "CP Lab, beyond the band": True}
+OWN = {"CP Lab": False, "CP Lab, clear of the band": True}
 """What counts as the service's word, on equal code as a false alarm: FASTER and SLOWER, by however much, or by more than the band."""
 ASV_P = 0.002
 ASV_SAMPLE_US = 10_000.0
@@ -137,8 +137,8 @@ def compare_rivals(equal: Sequence[Recording], slower: Sequence[Recording], indi
     launches = [launch for recording in slower for launch in recording.launches]
     return [
         *(
-            own_row(name, Rate(sum(end.claims(is_beyond) for end in ends), len(ends)), planted, indifference_pct, is_beyond)
-            for name, is_beyond in OWN.items()
+            own_row(name, Rate(sum(end.claims(is_clear) for end in ends), len(ends)), planted, indifference_pct, is_clear)
+            for name, is_clear in OWN.items()
         ),
         *(row_of(rival.name, rival, launches) for rival in RIVALS),
     ]
@@ -162,9 +162,9 @@ def own_row(
     false_alarms: Rate,
     slower: Sequence[tuple[Sequence[LaunchSamples], Looks]],
     indifference_pct: float,
-    is_beyond: bool,
+    is_clear: bool,
 ) -> Row:
-    """The service's line, from the launches of comparisons with a planted slow-down and the looks that each is read at; `is_beyond`: see `OWN`."""
+    """The service's line, from the launches of comparisons with a planted slow-down and the looks that each is read at; `is_clear`: see `OWN`."""
     ends = [(launches, rule_on(launches, looks, indifference_pct)) for launches, looks in slower]
     seconds = [
         sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in launches[: end.launches]) / 1e6 for launches, end in ends
@@ -172,7 +172,7 @@ def own_row(
     return Row(
         name,
         false_alarms,
-        Rate(sum(end.verdict is Verdict.SLOWER and end.claims(is_beyond) for _, end in ends), len(ends)),
+        Rate(sum(end.verdict is Verdict.SLOWER and end.claims(is_clear) for _, end in ends), len(ends)),
         mean(end.launches for _, end in ends) if ends else 0.0,
         mean(seconds) if seconds else 0.0,
     )

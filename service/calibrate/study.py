@@ -6,6 +6,7 @@ Every comparison is a sweep in the records: planned, checked, timed and stopped 
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ CELL = (
 )
 """Small enough for a comparison to take about 5 s inside its launches on two cores: many comparisons matter here, not what is in the cell."""
 
+AIM_S, MOST_S = 1.0, 1.5
+"""Inside one launch of a study: what its cell is sized for, and what is too much."""
+FEWEST_TOKENS = 32
+
 POWER_PLAN = ("measurement.launches=8", "measurement.max_launches=20", "measurement.time_budget_s=30")
 """How long a planted slow-down is looked for."""
 
@@ -76,6 +81,13 @@ def study_spec(overrides: Sequence[str], seed: int, wait_us: float) -> Experimen
             f"--set: a study has one cell, and these overrides make {cells}: give one value for each of cells.* and workload.*"
         )
     return spec
+
+
+def smaller_cell(new_tokens: int, launch_s: float) -> int | None:
+    """New tokens of a study's cell for a machine that takes that long inside one of its launches: a power of two; None where its size will do."""
+    if launch_s <= MOST_S or new_tokens <= FEWEST_TOKENS:
+        return None
+    return max(FEWEST_TOKENS, 1 << math.floor(math.log2(new_tokens * AIM_S / launch_s)))
 
 
 class LastingGroup(RankGroup):

@@ -16,7 +16,7 @@ PLANTED_PCT = 5.0
 
 def alarms_table(recordings: Sequence[Recording], reruns: int, indifference_pct: float) -> str:
     """False alarms, quiet and beside a neighbour, as judged when measured and with the rule run again."""
-    lines = ["| A/A comparisons | interval excludes 1 | FASTER or SLOWER beyond the band | SAME |", "|---|---|---|---|"]
+    lines = ["| A/A comparisons | interval excludes 1 | FASTER or SLOWER, clear of the band | SAME |", "|---|---|---|---|"]
     for words, is_loaded in (("quiet", False), ("beside a neighbour", True)):
         equal = [r for r in recordings if r.kind == "aa" and r.loaded is is_loaded]
         if not equal:
@@ -37,12 +37,12 @@ def power_table(recordings: Sequence[Recording], indifference_pct: float) -> str
     """What was found of what was planted."""
     points = power_curve([r for r in recordings if r.kind == "power"], indifference_pct)
     lines = [
-        "| planted | found (SLOWER) | beyond the band | interval holds the planted ratio | smallest effect to be seen "
+        "| planted | found (SLOWER) | clear of the band | interval holds the planted ratio | smallest effect to be seen "
         "| launches | inside them | starting them |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {p.planted_pct:g} % | {p.found.words} | {p.beyond.words} | {p.covered.words} | {p.detectable_pct:.2f} % "
+        f"| {p.planted_pct:g} % | {p.found.words} | {p.clear.words} | {p.covered.words} | {p.detectable_pct:.2f} % "
         f"| {p.launches:g} | {p.inside_s:.1f} s | {p.starting_s:.1f} s |"
         for p in points
     ]

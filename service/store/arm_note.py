@@ -49,7 +49,7 @@ def _effect(result: SweepResult, cell: CellResult, arm: ArmResult) -> list[str]:
 def _size(arm: ArmResult) -> str:
     if arm.is_small:
         return " By less than the indifference band: too small to act on."
-    return " Perhaps by too little to act on: the interval reaches into the indifference band." if arm.may_be_small else ""
+    return " Perhaps by too little to act on: it is not clear of the indifference band." if arm.may_be_small else ""
 
 
 def _account(cell: CellResult, arm: ArmResult) -> list[str]:

@@ -103,6 +103,16 @@ def test_faster_alone_claims_more_than_the_band(low: float, high: float, words: 
     assert "small" not in judge(replace(comparison, ratio=told, ratio_min=told), 0.0).words, "no band, nothing small"
 
 
+@given(st.integers(0, 10_000))
+def test_beside_any_noise_equal_times_are_refused_at_a_fifth_of_the_error_by_a_word_alone(seed):
+    """A band that is narrow beside the noise holds back nothing, and an interval that just excludes 1 lies beyond it."""
+    comparison = compared({"baseline": 100.0, "arm": 112.0}, launch_noise=0.05, seed=seed)
+    judgement = judge(comparison, 0.01)
+    if judgement.verdict is Verdict.SLOWER:
+        assert judgement.may_be_small == (comparison.p_value > 0.01)
+        assert not judge(comparison, 0.0).may_be_small
+
+
 def test_a_winner_needs_the_fastest_rank_too():
     from dataclasses import replace
 
