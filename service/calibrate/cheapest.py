@@ -59,7 +59,7 @@ def families() -> dict[str, list[Rival]]:
 def cheapest(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> list[Cheapest]:
     """The service and its rivals, each at its best. `equal`: A/A recordings; `slower`: those of one planted slow-down."""
     launches = [launch for recording in slower for launch in recording.launches]
-    rows = [Cheapest(name, _best(_own_plans(equal, slower, indifference_pct, is_clear))) for name, is_clear in OWN.items()]
+    rows = [Cheapest(name, _best(_own_plans(equal, slower, indifference_pct, clearly))) for name, clearly in OWN.items()]
     rows += [Cheapest(name, _best(_plans(family, launches))) for name, family in families().items()]
     return rows
 
@@ -80,18 +80,18 @@ def _plans(family: Sequence[Rival], launches: Sequence[LaunchSamples]) -> Iterat
                 yield row_of(plan, rival, shortened)
 
 
-def _own_plans(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float, is_clear: bool) -> Iterator[Row]:
+def _own_plans(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float, clearly: bool) -> Iterator[Row]:
     recorded = [launch for recording in (*equal, *slower) for launch in recording.launches]
     for trials in _lengths(recorded):
         quiet, slow = ([[launch.first(trials) for launch in r.launches] for r in group] for group in (equal, slower))
         for looks in OWN_LOOKS:
             # A comparison that was decided early lacks the launches that shorter trials might have asked for: it counts as an alarm.
             alarms = sum(
-                len(launches) < looks.last or rule_on(launches, looks, indifference_pct).claims(is_clear) for launches in quiet
+                len(launches) < looks.last or rule_on(launches, looks, indifference_pct).claims(clearly) for launches in quiet
             )
             plan = f"looks after {' or '.join(map(str, looks.planned))} launches, {trials} pairs"
             planted = [(launches, looks) for launches in slow]
-            yield own_row(plan, Rate(alarms, len(quiet)), planted, indifference_pct, is_clear)
+            yield own_row(plan, Rate(alarms, len(quiet)), planted, indifference_pct, clearly)
 
 
 def _lengths(launches: Sequence[LaunchSamples]) -> list[int]:

@@ -12,9 +12,8 @@ from experiments.errors import UserError
 from experiments.names import Verdict
 from service.calibrate.recording import LaunchSamples, Recording, evidence_after
 from service.judge.comparison import SAME_ERROR, Comparison, Evidence
-from service.judge.interval import t_quantile, two_sided_p
 from service.judge.looks import Looks
-from service.judge.verdict import is_clear, judge
+from service.judge.verdict import judge
 
 LEVEL = 0.05
 
@@ -55,22 +54,13 @@ class FalseAlarms:
 
 
 def false_alarms(recordings: Sequence[Recording], indifference_pct: float) -> FalseAlarms:
-    """As the service judged them when they were measured."""
+    """As the service judged them when they were measured; how clear of the band they were, by the rule as it is now."""
     count = len(recordings)
     return FalseAlarms(
         Rate(sum(r.excludes_1 for r in recordings), count),
-        Rate(sum(claims_clearly(r, indifference_pct) for r in recordings), count),
+        Rate(sum(rule_on(r.launches, r.looks, indifference_pct).claims(clearly=True) for r in recordings), count),
         Rate(sum(r.verdict is Verdict.SAME for r in recordings), count),
     )
-
-
-def claims_clearly(recording: Recording, indifference_pct: float) -> bool:
-    """Whether it was FASTER or SLOWER and clear of the band, by the interval as it was read then."""
-    estimate, low, high = recording.ratio
-    share, degrees = recording.looks.share(len(recording.launches)), len(recording.launches) - 1
-    error = math.log(high / low) / 2 / t_quantile(1 - LEVEL * share, degrees)
-    p_value = two_sided_p(math.log(estimate), error, degrees) / share
-    return recording.is_alarm and is_clear(recording.interval, p_value, LEVEL, indifference_pct)
 
 
 def rerun(recordings: Sequence[Recording], times: int, indifference_pct: float, seed: int = 0) -> FalseAlarms:
@@ -87,7 +77,7 @@ def rerun(recordings: Sequence[Recording], times: int, indifference_pct: float, 
     ends = [_run_rule(_Drawn(pool, rng), looks, indifference_pct) for _ in range(times)]
     return FalseAlarms(
         Rate(sum(end.comparison.ratio.excludes(1) for end in ends), times),
-        Rate(sum(end.claims(is_clear=True) for end in ends), times),
+        Rate(sum(end.claims(clearly=True) for end in ends), times),
         Rate(sum(end.verdict is Verdict.SAME for end in ends), times),
     )
 
@@ -101,9 +91,13 @@ class End:
     may_be_small: bool
     comparison: Comparison
 
-    def claims(self, is_clear: bool) -> bool:
+    def claims(self, clearly: bool) -> bool:
         """FASTER or SLOWER; clear of the band, if that is asked."""
-        return self.verdict in (Verdict.FASTER, Verdict.SLOWER) and not (is_clear and self.may_be_small)
+        return self.verdict in (Verdict.FASTER, Verdict.SLOWER) and not (clearly and self.may_be_small)
+
+    def finds(self, clearly: bool) -> bool:
+        """Claims what was planted: a slow-down."""
+        return self.verdict is Verdict.SLOWER and self.claims(clearly)
 
 
 class _Drawn:
@@ -163,7 +157,7 @@ def power_curve(recordings: Sequence[Recording], indifference_pct: float) -> lis
             PowerPoint(
                 planted_pct=pct,
                 found=Rate(sum(r.verdict is Verdict.SLOWER for r in group), len(group)),
-                clear=Rate(sum(r.verdict is Verdict.SLOWER and claims_clearly(r, indifference_pct) for r in group), len(group)),
+                clear=Rate(sum(rule_on(r.launches, r.looks, indifference_pct).finds(clearly=True) for r in group), len(group)),
                 covered=Rate(sum(r.ratio[1] <= math.exp(r.true_log_ratio) <= r.ratio[2] for r in group), len(group)),
                 detectable_pct=median(r.detectable_pct for r in group),
                 inside_s=median(r.inside_s for r in group),

@@ -106,10 +106,6 @@ class Recording(BaseModel):
         return self.interval.excludes(1)
 
     @property
-    def is_alarm(self) -> bool:
-        return self.verdict in (Verdict.FASTER, Verdict.SLOWER)
-
-    @property
     def true_log_ratio(self) -> float:
         """By what was planted, and the baseline as it ran in this comparison."""
         baseline_us = pseudomedian([us for launch in self.launches for us in launch.baseline_us][:2000])

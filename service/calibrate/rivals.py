@@ -18,7 +18,6 @@ from statistics import fmean, mean, median
 
 import numpy as np
 
-from experiments.names import Verdict
 from service.calibrate.error_rates import Rate, rule_on
 from service.calibrate.recording import LaunchSamples, Recording
 from service.judge.looks import Looks
@@ -137,8 +136,8 @@ def compare_rivals(equal: Sequence[Recording], slower: Sequence[Recording], indi
     launches = [launch for recording in slower for launch in recording.launches]
     return [
         *(
-            own_row(name, Rate(sum(end.claims(is_clear) for end in ends), len(ends)), planted, indifference_pct, is_clear)
-            for name, is_clear in OWN.items()
+            own_row(name, Rate(sum(end.claims(clearly) for end in ends), len(ends)), planted, indifference_pct, clearly)
+            for name, clearly in OWN.items()
         ),
         *(row_of(rival.name, rival, launches) for rival in RIVALS),
     ]
@@ -162,9 +161,9 @@ def own_row(
     false_alarms: Rate,
     slower: Sequence[tuple[Sequence[LaunchSamples], Looks]],
     indifference_pct: float,
-    is_clear: bool,
+    clearly: bool,
 ) -> Row:
-    """The service's line, from the launches of comparisons with a planted slow-down and the looks that each is read at; `is_clear`: see `OWN`."""
+    """The service's line, from the launches of comparisons with a planted slow-down and the looks that each is read at; `clearly`: see `OWN`."""
     ends = [(launches, rule_on(launches, looks, indifference_pct)) for launches, looks in slower]
     seconds = [
         sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in launches[: end.launches]) / 1e6 for launches, end in ends
@@ -172,7 +171,7 @@ def own_row(
     return Row(
         name,
         false_alarms,
-        Rate(sum(end.verdict is Verdict.SLOWER and end.claims(is_clear) for _, end in ends), len(ends)),
+        Rate(sum(end.finds(clearly) for _, end in ends), len(ends)),
         mean(end.launches for _, end in ends) if ends else 0.0,
         mean(seconds) if seconds else 0.0,
     )

@@ -96,15 +96,36 @@ def test_a_recording_says_its_verdict_as_a_table_does():
     assert make_recording(2, verdict=Verdict.SLOWER).words == "SLOWER"
 
 
-def test_alarms_are_counted_as_they_were_judged():
+def launches_at(*logs: float, logs_min: tuple[float, ...] = ()) -> tuple[LaunchSamples, ...]:
+    """One pair in each; the fastest ranks differ as the slowest do, or as said."""
+    return tuple(
+        LaunchSamples(
+            baseline_us=(1000.0,),
+            other_us=(1000 * math.exp(log),),
+            baseline_min_us=(900.0,),
+            other_min_us=(900 * math.exp(log_min),),
+        )
+        for log, log_min in zip(logs, logs_min or logs, strict=True)
+    )
+
+
+def test_alarms_are_counted_by_what_they_claim():
+    def judged(verdict: Verdict, ratio: tuple[float, float, float], *logs: float, logs_min: tuple[float, ...] = ()) -> Recording:
+        return make_recording(1, verdict=verdict, ratio=ratio).model_copy(
+            update={"launches": launches_at(*logs, logs_min=logs_min)}
+        )
+
+    slower, faster = Verdict.SLOWER, Verdict.FASTER
     recordings = [
-        make_recording(1),
-        make_recording(2, ratio=(1.03, 1.011, 1.04), verdict=Verdict.SLOWER),
-        make_recording(6, ratio=(1.02, 1.001, 1.03), verdict=Verdict.SLOWER),
-        make_recording(7, ratio=(1.0779, 1.0151, 1.1445), verdict=Verdict.SLOWER),  # beyond the band, and at 99 % not told from 1
-        make_recording(3, ratio=(0.995, 0.992, 0.999), verdict=Verdict.FASTER, is_small=True),
-        make_recording(4, ratio=(1.02, 1.001, 1.03)),  # excludes 1, but the fastest ranks did not agree
-        make_recording(5, verdict=Verdict.SAME),
+        judged(Verdict.UNRESOLVED, (1.0, 0.8, 1.2), *([0.1, -0.1] * 4)),
+        judged(slower, (1.051, 1.045, 1.058), 0.048, 0.049, 0.05, 0.051, 0.052),
+        judged(slower, (1.01, 1.004, 1.017), 0.008, 0.009, 0.01, 0.011, 0.012),  # reaches into the band
+        judged(slower, (1.078, 1.015, 1.145), 0.022, 0.057, 0.075, 0.093, 0.128),  # beyond the band, and at 99 % not told from 1
+        judged(faster, (0.995, 0.994, 0.996), -0.0052, -0.0051, -0.005, -0.0049, -0.0048),  # inside the band
+        judged(
+            Verdict.UNRESOLVED, (1.051, 1.045, 1.058), *([0.048, 0.052] * 4), logs_min=(0.0, 0.1) * 4
+        ),  # the fastest ranks do not agree
+        judged(Verdict.SAME, (1.0, 0.999, 1.001), -0.001, -0.0005, 0.0, 0.0005, 0.001),
     ]
     found = false_alarms(recordings, 1.0)
     assert (found.excluding.hits, found.claims.hits, found.same.hits) == (5, 1, 1)
