@@ -149,7 +149,7 @@ def _doubts(result: SweepResult) -> list[str]:
         lines += [f"A/A likely cause: {suspect}" for suspect in result.aa.suspects]
     unsettled = sum(cell.checks["unsettled_launches"] for cell in result.cells)
     if unsettled:
-        lines.append(f"{unsettled} launches of a cell were timed before their trials had settled (measurement.max_warmup_blocks)")
+        lines.append(f"timed before their trials had settled: {unsettled} of the cells' launches (measurement.max_warmup_blocks)")
     return lines
 
 

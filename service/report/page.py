@@ -24,7 +24,7 @@ from service.report.provenance import (
     progress,
     when,
 )
-from service.report.table import aa_words, bounds, counted_verdicts, hardware, percent, verdict_words
+from service.report.table import aa_words, bounds, count_cells, counted_verdicts, hardware, percent, verdict_words
 
 FOLDER = Path(__file__).parent
 
@@ -76,6 +76,7 @@ def _template() -> Any:
         "why": why_unresolved,
         "when": when,
         "percent": percent,
+        "count_cells": count_cells,
         "us": lambda value: number(value, 1.0),
         "ms": lambda value: number(value, 1e-3),
         "us_interval": lambda interval: spread(interval, 1.0),

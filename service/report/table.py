@@ -50,7 +50,12 @@ def aa_words(aa: AACheck) -> str:
     """What the A/A check says, in a word or two."""
     if not aa.cells:
         return "not run"
-    return f"flagged in {len(aa.flagged)} of {aa.cells} cells" if aa.flagged else f"quiet in {aa.cells} cells"
+    cells = count_cells(aa.cells)
+    return f"flagged in {len(aa.flagged)} of {cells}" if aa.flagged else f"quiet in {cells}"
+
+
+def count_cells(count: int) -> str:
+    return f"{count} cell" if count == 1 else f"{count} cells"
 
 
 def verdict_words(arm: ArmResult) -> str:

@@ -8,7 +8,18 @@ from collections.abc import Iterable, Sequence
 from experiments.names import Verdict
 from service.judge.results import ArmResult, CellResult, SweepResult
 from service.report.caveats import caveats
-from service.report.table import aa_words, bounds, counted_words, hardware, headings, percent, rows, share, verdict_words
+from service.report.table import (
+    aa_words,
+    bounds,
+    count_cells,
+    counted_words,
+    hardware,
+    headings,
+    percent,
+    rows,
+    share,
+    verdict_words,
+)
 
 MAX_NOTE_BYTES = 7600
 """MLflow cuts a tag at 8,000 characters; bytes are never fewer than characters."""
@@ -57,7 +68,11 @@ def _verdicts(result: SweepResult) -> str:
     """What came out, in one line."""
     arms = [arm for cell in result.cells for arm in cell.arms if arm.verdict is not None]
     words = counted_words(arms)
-    return f"**{words}**, of {len(arms)} arms compared in {len(result.cells)} cells." if words else "**Nothing was compared.**"
+    return (
+        f"**{words}**, of {len(arms)} arms compared in {count_cells(len(result.cells))}."
+        if words
+        else "**Nothing was compared.**"
+    )
 
 
 def _opening(result: SweepResult) -> list[str]:
