@@ -23,8 +23,8 @@ TRIALS = (5, 10, 15, 20, 25, 30, 40, 50, 100)
 """Of a launch, the first ones."""
 RUNS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
 """Of each version."""
-OWN_LOOKS = (Looks(5, 5), Looks(5, 8))
-"""The service's plans: fewer launches than five are refused, and A/A recordings have eight."""
+OWN_LOOKS = (Looks(5, 5), Looks(5, 8), Looks(8, 8))
+"""The service's plans: fewer launches than five are refused, and A/A recordings have eight (those of a study with one look after eight: always)."""
 
 
 def resolves(plan: Row) -> bool:
