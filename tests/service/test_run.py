@@ -17,8 +17,11 @@ SMALL = [
     *("--set", "measurement.control_trials=2", "--set", "measurement.warmup_trials=1"),
 ]
 
-CLEAR = [*SMALL, "--set", "measurement.launches=6", "--set", "measurement.trials_per_block=4"]
-"""Enough launches for an effect of a quarter to be told from 1 on a busy machine."""
+CLEAR = [
+    *SMALL,
+    *("--set", "measurement.launches=6", "--set", "measurement.max_launches=20", "--set", "measurement.trials_per_block=4"),
+]
+"""An effect of a quarter is told from 1, after as many launches as that takes on a busy machine."""
 
 
 def arms_of(path: Path) -> dict[str, dict]:
