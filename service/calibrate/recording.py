@@ -6,16 +6,19 @@ The file outlives the run that made it: rules are read again over the same sampl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments.errors import UserError
 from experiments.names import BASELINE_ARM, Verdict
-from service.judge.comparison import Evidence, pseudomedian
+from service.judge.comparison import Evidence
 from service.judge.interval import Interval
+from service.judge.location import pseudomedian, shift
 from service.judge.looks import Looks
 from service.judge.verdict import Judgement
 
@@ -24,7 +27,7 @@ OTHER_ARM = "other"
 
 
 class LaunchSamples(BaseModel):
-    """Pairs of one launch in the order of its rows, us: times of the slowest rank, and of the fastest."""
+    """Pairs of one launch in the order of its rows, us: times of the slowest rank and of the fastest; their blocks, left out where there was one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +35,7 @@ class LaunchSamples(BaseModel):
     other_us: tuple[float, ...]
     baseline_min_us: tuple[float, ...]
     other_min_us: tuple[float, ...]
+    block: tuple[int, ...] = ()
 
     def first(self, pairs: int) -> LaunchSamples:
         """As it would have been with so many pairs."""
@@ -40,15 +44,19 @@ class LaunchSamples(BaseModel):
             other_us=self.other_us[:pairs],
             baseline_min_us=self.baseline_min_us[:pairs],
             other_min_us=self.other_min_us[:pairs],
+            block=self.block[:pairs],
         )
 
-    @property
+    @cached_property
     def log_ratio(self) -> float:
-        return _log_ratio(self.baseline_us, self.other_us)
+        return self._log_ratio(self.baseline_us, self.other_us)
 
-    @property
+    @cached_property
     def log_ratio_min(self) -> float:
-        return _log_ratio(self.baseline_min_us, self.other_min_us)
+        return self._log_ratio(self.baseline_min_us, self.other_min_us)
+
+    def _log_ratio(self, baseline_us: Sequence[float], other_us: Sequence[float]) -> float:
+        return shift(np.log(baseline_us), np.log(other_us), self.block or [0] * len(baseline_us))
 
 
 class Recording(BaseModel):
@@ -145,10 +153,6 @@ def read(paths: Iterable[Path]) -> Iterator[Recording]:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"]))
                 raise UserError(f"FILE: {path}:{number} is no recording of a calibration: {where} {first['msg']}") from None
-
-
-def _log_ratio(baseline_us: tuple[float, ...], other_us: tuple[float, ...]) -> float:
-    return pseudomedian([math.log(other / baseline) for baseline, other in zip(baseline_us, other_us, strict=True)])
 
 
 assert OTHER_ARM != BASELINE_ARM

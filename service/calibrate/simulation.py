@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from experiments.names import Verdict
 from service.calibrate.error_rates import LEVEL, Rate
-from service.judge.comparison import SAME_ERROR, Evidence, pseudomedian
+from service.judge.comparison import SAME_ERROR, Evidence
 from service.judge.interval import t_quantile
+from service.judge.location import shift
 from service.judge.looks import Looks
 from service.judge.verdict import judge
 
@@ -141,7 +142,7 @@ def _is_other(trials: int) -> NDArray[np.bool_]:
 
 
 def _launch_values(log_times: Array) -> list[float]:
-    """What the service makes of each launch: the pseudomedian of its pairs' log ratios."""
+    """What the service makes of each launch."""
     other = _is_other(log_times.shape[1])
-    pairs = log_times[:, other] - log_times[:, ~other]
-    return [pseudomedian(row) for row in pairs]
+    block = np.zeros(np.count_nonzero(other), dtype=int)
+    return [shift(launch[~other], launch[other], block) for launch in log_times]

@@ -182,12 +182,14 @@ def launches_of(record: CellRecord) -> tuple[LaunchSamples, ...]:
         for sample in samples:
             rows.setdefault((sample.block, sample.row), {})[sample.variant] = sample
         pairs = [(row[BASELINE_ARM], row[OTHER_ARM]) for _, row in sorted(rows.items()) if len(row) == 2]
+        blocks = tuple(base.block for base, _ in pairs)
         found.append(
             LaunchSamples(
                 baseline_us=tuple(base.max_us for base, _ in pairs),
                 other_us=tuple(other.max_us for _, other in pairs),
                 baseline_min_us=tuple(base.min_us for base, _ in pairs),
                 other_min_us=tuple(other.min_us for _, other in pairs),
+                block=blocks if len(set(blocks)) > 1 else (),
             )
         )
     return tuple(found)

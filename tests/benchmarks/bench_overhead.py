@@ -21,8 +21,8 @@ from experiments.spec.measurement import VerifySpec
 from experiments.spec.placement import PlacementSpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
-from service.judge.comparison import pseudomedian
 from service.judge.interval import mean_interval
+from service.judge.location import pseudomedian
 from service.run.cluster import connect
 from service.run.local_ranks import local_group
 from service.run.orders import block_of

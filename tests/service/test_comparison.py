@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.names import Verdict
-from service.judge.comparison import evidence_of, launch_log_ratios, pseudomedian
+from service.judge.comparison import evidence_of, launch_log_ratios
 from service.judge.interval import Interval
 from service.judge.looks import Looks
 from service.judge.samples import reduce_trials
@@ -131,15 +129,3 @@ def test_equal_arms_are_seldom_called_different(launch_noise):
         for seed in range(1000)
     )
     assert 32 <= alarms <= 70
-
-
-@given(st.lists(st.floats(-10, 10, allow_nan=False), min_size=1, max_size=12))
-def test_a_pseudomedian_is_the_median_of_pairwise_means(values):
-    means = [(a + b) / 2 for i, a in enumerate(values) for b in values[i:]]
-    assert pseudomedian(values) == pytest.approx(median(means), abs=1e-9)
-
-
-def test_a_few_preempted_trials_do_not_speak_for_all():
-    assert pseudomedian([0.0] * 15 + [5.0] * 3) == 0.0
-    with pytest.raises(ValueError, match="needs values"):
-        pseudomedian([])
