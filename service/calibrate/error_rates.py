@@ -168,10 +168,10 @@ def power_curve(recordings: Sequence[Recording], indifference_pct: float) -> lis
     return points
 
 
-def rule_on(launches: Sequence[LaunchSamples], looks: Looks, indifference_pct: float) -> End:
-    """Where the rule stops on recorded launches: at a verdict, or with the last of them."""
+def rule_on(launches: Sequence[LaunchSamples], looks: Looks, indifference_pct: float, level: float = LEVEL) -> End:
+    """Where the rule stops on recorded launches: at a verdict, or with the last of them. `level`: of FASTER and SLOWER."""
     for count in (n for n in looks.planned if n <= len(launches)):
-        comparison = evidence_after(launches[:count], looks).read(LEVEL, SAME_ERROR)
+        comparison = evidence_after(launches[:count], looks).read(level, SAME_ERROR)
         judgement = judge(comparison, indifference_pct)
         if judgement.verdict is not Verdict.UNRESOLVED:
             break

@@ -18,9 +18,8 @@ from statistics import fmean, mean, median
 
 import numpy as np
 
-from service.calibrate.error_rates import Rate, rule_on
+from service.calibrate.error_rates import End, Rate, rule_on
 from service.calibrate.recording import LaunchSamples, Recording
-from service.judge.looks import Looks
 
 Runs = Sequence[Sequence[float]]
 """Samples of one version, us, run by run."""
@@ -132,11 +131,11 @@ class Row:
 def compare_rivals(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> list[Row]:
     """The service's rule and its rivals on A/A recordings and on recordings of one planted slow-down."""
     ends = [rule_on(r.launches, r.looks, indifference_pct) for r in equal]
-    planted = [(r.launches, r.looks) for r in slower]
+    planted = [(r.launches, rule_on(r.launches, r.looks, indifference_pct)) for r in slower]
     launches = [launch for recording in slower for launch in recording.launches]
     return [
         *(
-            own_row(name, Rate(sum(end.claims(clearly) for end in ends), len(ends)), planted, indifference_pct, clearly)
+            own_row(name, Rate(sum(end.claims(clearly) for end in ends), len(ends)), planted, clearly)
             for name, clearly in OWN.items()
         ),
         *(row_of(rival.name, rival, launches) for rival in RIVALS),
@@ -156,15 +155,8 @@ def row_of(name: str, rival: Rival, launches: Sequence[LaunchSamples]) -> Row:
     )
 
 
-def own_row(
-    name: str,
-    false_alarms: Rate,
-    slower: Sequence[tuple[Sequence[LaunchSamples], Looks]],
-    indifference_pct: float,
-    clearly: bool,
-) -> Row:
-    """The service's line, from the launches of comparisons with a planted slow-down and the looks that each is read at; `clearly`: see `OWN`."""
-    ends = [(launches, rule_on(launches, looks, indifference_pct)) for launches, looks in slower]
+def own_row(name: str, false_alarms: Rate, ends: Sequence[tuple[Sequence[LaunchSamples], End]], clearly: bool) -> Row:
+    """The service's line, from the launches of comparisons with a planted slow-down and where the rule stopped on each; `clearly`: see `OWN`."""
     seconds = [
         sum(sum(launch.baseline_us) + sum(launch.other_us) for launch in launches[: end.launches]) / 1e6 for launches, end in ends
     ]

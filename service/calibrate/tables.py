@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.calibrate.cheapest import LEVEL, MIN_DECISIONS, cheapest, resolves
+from service.calibrate.cheapest import MIN_DECISIONS, cheapest
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun
 from service.calibrate.live import LiveComparison
 from service.calibrate.recording import Recording
@@ -66,30 +66,28 @@ def rivals_table(recordings: Sequence[Recording], indifference_pct: float) -> st
 
 
 def cheapest_table(recordings: Sequence[Recording], indifference_pct: float) -> str:
-    """What each rule needs at its best; empty without the recordings that it takes."""
-    equal, slower = _of_rivals(recordings)
+    """What each rule needs at its best."""
+    equal, slower = ([r for r in group if len(r.looks.planned) == 1] for group in _of_rivals(recordings))
     if not equal or not slower:
-        return ""
-    found = cheapest(equal, slower, indifference_pct)
-    own = found[0].best
-    lines = [
-        f"| rule | its best plan | false alarms | {PLANTED_PCT:g} % found | launches | seconds of trials | times CP Lab's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in found:
-        if (best := row.best) is None:
-            lines.append(
-                f"| {row.name} | none: more than {LEVEL:.0%} false alarms by each that has {MIN_DECISIONS} decisions | | | | | |"
-            )
-            continue
-        times = (
-            f"{best.trials_s / own.trials_s:.1f}"
-            if own is not None and resolves(best) and resolves(own)
-            else "does not resolve it"
+        return (
+            f"no table of best plans: it takes quiet A/A recordings ({len(equal)}) and such with {PLANTED_PCT:g} % planted ({len(slower)}) whose "
+            "number of launches was fixed: --set measurement.launches=20 --set measurement.max_launches=20\n"
         )
+    lines = [
+        f"| false alarms at most | rule | its best plan | false alarms | {PLANTED_PCT:g} % found | launches | seconds of trials | times CP Lab's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (found := cheapest(equal, slower, indifference_pct)):
+        if row.best is None:
+            lines.append(f"| {row.limit:.0%} | {row.name} | none that has {MIN_DECISIONS} decisions cries so seldom | | | | | |")
+            continue
+        own = next(other for other in found if other.limit == row.limit)
+        times = "does not resolve it"
+        if row.resolves and own.best is not None and own.resolves:
+            times = f"{row.best.trials_s / own.best.trials_s:.1f}"
         lines.append(
-            f"| {row.name} | {best.name} | {best.false_alarms.words} | {best.found.words} | {best.launches:.1f} | {best.trials_s:.2f} "
-            f"| {times} |"
+            f"| {row.limit:.0%} | {row.name} | {row.best.name} | {row.best.false_alarms.words} | {row.best.found.words} "
+            f"| {row.best.launches:.1f} | {row.best.trials_s:.2f} | {times} |"
         )
     return "\n".join(lines) + "\n"
 

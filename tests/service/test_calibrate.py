@@ -12,7 +12,7 @@ import pytest
 
 from experiments.errors import SpecError, UserError
 from experiments.names import Verdict
-from service.calibrate.cheapest import cheapest, families, resolves
+from service.calibrate.cheapest import LIMITS, as_they_come, cheapest, tuned
 from service.calibrate.error_rates import Rate, false_alarms, power_curve, rerun, rule_on
 from service.calibrate.live import LiveComparison, read_live, run_live
 from service.calibrate.recording import LaunchSamples, Recording, read, write
@@ -221,46 +221,66 @@ def test_rivals_take_disjoint_launches_and_the_service_pairs():
     assert rows["asv, 4 rounds in turn, factor 1.025"].found.count == 6
 
 
+FIXED = {"first_launches": 8, "max_launches": 8}
+
+
 def test_every_rule_is_shown_at_its_cheapest():
-    equal = [make_recording(seed) for seed in range(6)]
-    slower = [make_recording(100 + seed, 5.0) for seed in range(30)]  # 240 launches, whose levels differ by 10 %
-    found = {row.name: row.best for row in cheapest(equal, slower, 1.0)}
-    assert set(found) == {*OWN, *families()}
-    own = found["CP Lab"]
-    assert own is not None and resolves(own)
-    assert own.name.startswith("looks after 5 ") and own.name.endswith(
-        " 5 pairs"
-    )  # 2 % a pair: the fewest that are allowed show 5 %
-    for rule, best in found.items():
-        if rule not in OWN:
-            assert best is None or not resolves(best)  # levels of 10 % hide 5 % from all who compare launches
+    equal = [make_recording(seed, **FIXED) for seed in range(30)]
+    slower = [make_recording(100 + seed, 5.0, **FIXED) for seed in range(30)]  # 240 launches, whose levels differ by 10 %
+    found = {(row.name, row.limit): row for row in cheapest(equal, slower, 1.0)}
+    rules = {*OWN, *as_they_come(), *tuned()}
+    assert set(found) == {(name, limit) for name in rules for limit in LIMITS}
+    for name in OWN:
+        own = found[name, 0.01]
+        assert own.resolves and own.best.false_alarms.share <= 0.01
+        assert " 5 pairs, " in own.best.name  # 2 % a trial: few pairs show 5 %
+        assert own.best.false_alarms.count == 240 // max(
+            int(n) for n in own.best.name[12 : own.best.name.index(" launches")].split(", ")
+        )
+    for name in rules - set(OWN):
+        assert not found[name, 0.05].resolves  # levels of 10 % hide 5 % from all who compare launches
     lines = cheapest_table([*equal, *slower], 1.0).splitlines()
     assert len(lines) == 2 + len(found)
-    assert lines[2].endswith("| 1.0 |")
+    assert lines[2].startswith("| 5% | CP Lab |") and lines[2].endswith("| 1.0 |")
 
 
 def test_a_rule_that_can_is_priced_by_the_least_that_does():
     rng = random.Random(3)
     level = [make_recording(seed, 5.0, launches=0) for seed in range(30)]
     slower = [r.model_copy(update={"launches": tuple(make_launch(rng, 1.05, noise=0.004) for _ in range(8))}) for r in level]
-    best = {row.name: row.best for row in cheapest([make_recording(1)], slower, 1.0)}["pytest-benchmark, min:P%"]
-    assert best is not None and resolves(best)
+    found = cheapest([make_recording(1)], slower, 1.0)
+    best = next(row.best for row in found if row.name == "pytest-benchmark, min:P%")
     assert "1 runs of each, 5 trials" in best.name  # launches agree here: one of each tells
     assert best.launches == 2
     assert best.trials_s == pytest.approx(10 * 1.025e-3, rel=0.05)
+    assert all(row.best is None for row in found if row.name in OWN), "one comparison of equal arms shows no rate"
 
 
-def test_a_comparison_that_a_claim_ended_counts_as_an_alarm_of_shorter_plans():
-    slower = [make_recording(100 + seed, 5.0) for seed in range(30)]
-    own = {row.name: row.best for row in cheapest([make_recording(1, launches=5)], slower, 1.0)}["CP Lab"]
-    assert own is not None and own.name.startswith("looks after 5 launches,")  # the plan of 5 or 8 is short of three
+def test_best_plans_take_recordings_whose_length_the_data_did_not_choose():
+    """A comparison that a claim ended lacks the launches that others have: cut anew, it would hide the alarm."""
+    recordings = [make_recording(1, launches=5), make_recording(2, 5.0)]
+    assert cheapest_table(recordings, 1.0).startswith("no table of best plans")
+    assert "(1) and such with 5 % planted (0)" in cheapest_table([make_recording(1, **FIXED), recordings[1]], 1.0)
+
+
+def test_a_recording_of_several_blocks_is_read_block_by_block():
+    launch = LaunchSamples(
+        baseline_us=(1.0, 1.0, 100.0, 100.0),
+        other_us=(1.0, 2.0, 100.0, 200.0),
+        baseline_min_us=(1.0,) * 4,
+        other_min_us=(1.0,) * 4,
+        block=(0, 0, 1, 1),
+    )
+    assert launch.log_ratio == pytest.approx(math.log(2) / 2)
+    assert launch.first(3).block == (0, 0, 1)
+    assert launch.log_ratio_min == 0
 
 
 def test_tables_say_what_they_lack():
     equal = [make_recording(1)]
     assert "1 of" not in rivals_table(equal, 1.0)
     assert "no table of rivals" in rivals_table(equal, 1.0)
-    assert cheapest_table(equal, 1.0) == ""
+    assert "no table of best plans" in cheapest_table(equal, 1.0)
     assert "| quiet | 0 of 1" in alarms_table(equal, 0, 1.0)
     assert "| 5 % | 1 of 1" in power_table([make_recording(3, 5.0)], 1.0)
 
