@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, median
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from experiments.errors import UserError
 from experiments.names import BASELINE_ARM, Verdict
 from service.judge.comparison import Evidence
 from service.judge.interval import Interval
-from service.judge.location import pseudomedian, shift
+from service.judge.location import shift
 from service.judge.looks import Looks
 from service.judge.verdict import Judgement
 
@@ -115,9 +116,8 @@ class Recording(BaseModel):
 
     @property
     def true_log_ratio(self) -> float:
-        """By what was planted, and the baseline as it ran in this comparison."""
-        baseline_us = pseudomedian([us for launch in self.launches for us in launch.baseline_us][:2000])
-        return math.log1p(self.planted_wait_us / baseline_us)
+        """By what was planted, and the baseline's typical trial in each launch: over the launches what the published ratio is over them."""
+        return fmean(math.log1p(self.planted_wait_us / median(launch.baseline_us)) for launch in self.launches)
 
 
 def evidence_after(launches: Iterable[LaunchSamples], looks: Looks) -> Evidence:

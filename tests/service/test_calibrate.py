@@ -263,6 +263,16 @@ def test_best_plans_take_recordings_whose_length_the_data_did_not_choose():
     assert "(1) and such with 5 % planted (0)" in cheapest_table([make_recording(1, **FIXED), recordings[1]], 1.0)
 
 
+def test_what_was_planted_is_taken_launch_by_launch():
+    """A wait is a larger share of a launch that ran faster, and a preempted trial does not make it a smaller one."""
+    fast, slow = (
+        LaunchSamples(baseline_us=(us, us, 9 * us), other_us=(us,) * 3, baseline_min_us=(us,) * 3, other_min_us=(us,) * 3)
+        for us in (500.0, 2000.0)
+    )
+    recording = make_recording(1, 5.0).model_copy(update={"launches": (fast, slow), "planted_wait_us": 100.0})
+    assert recording.true_log_ratio == pytest.approx((math.log(1.2) + math.log(1.05)) / 2)
+
+
 def test_a_recording_of_several_blocks_is_read_block_by_block():
     launch = LaunchSamples(
         baseline_us=(1.0, 1.0, 100.0, 100.0),
