@@ -1,4 +1,4 @@
-"""Where noisy values lie: the middle of one sample, and how far a sample is shifted against another that was taken in turn with it."""
+"""Location: how far a sample of noisy values is shifted against another that was taken in turn with it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,6 @@ REACH = 5
 """Rows apart at most: a few neighbours average the noise of single trials out; further ones bring in what the machine changed meanwhile."""
 
 
-def pseudomedian(values: Sequence[float]) -> float:
-    """The median of all pairwise means (Hodges and Lehmann, Ann. Math. Stat. 34, 1963).
-
-    Raises:
-        ValueError: No values.
-    """
-    if not len(values):
-        raise ValueError("a pseudomedian needs values")
-    array = np.asarray(values, dtype=float)
-    first, second = np.triu_indices(len(array))
-    return float(np.median((array[first] + array[second]) / 2))
-
-
 def shift(
     baseline: Sequence[float] | NDArray[np.float64],
     other: Sequence[float] | NDArray[np.float64],
@@ -33,8 +20,8 @@ def shift(
 
     It is the two-sample estimate of Hodges and Lehmann (Ann. Math. Stat. 34, 1963), with near rows alone: row i against row j comes with row
     j against row i, so a drift or a step cancels, and never from one block to another. Noise of trials is skew: most are near the fastest, some are
-    preempted. A difference of two such values is spread wider than either of them, and taking one a row sees less than these can show: on
-    recorded trials it needs 1.2 to 2.2 times as many rows for the same error (`experiments/METHODOLOGY.md`, section 4).
+    preempted. A difference of two such values is spread wider than either of them, so a rule that takes one difference a row needs 1.2 to 2.2 times
+    as many rows for the same error (on recorded trials: `experiments/METHODOLOGY.md`, section 4).
 
     Args:
         baseline, other: [rows], in the order in which they were measured.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from statistics import fmean, median
 
 from experiments.names import Device, Split
@@ -22,7 +23,6 @@ from experiments.spec.placement import PlacementSpec
 from experiments.spec.simulation import SimulationSpec
 from experiments.spec.weights import WeightsSpec
 from service.judge.interval import mean_interval
-from service.judge.location import pseudomedian
 from service.run.cluster import connect
 from service.run.local_ranks import local_group
 from service.run.orders import block_of
@@ -59,6 +59,11 @@ def run_block(group: RankGroup, *identity: object) -> tuple[dict[str, float], fl
     for rows in zip(*(report.rows for report in reports), strict=True):
         logs[rows[0].variant].append(math.log(max(row.elapsed_us for row in rows)))
     return {arm: fmean(logs[arm]) for arm in ARMS}, (wall_us - max(report.busy_us for report in reports)) / 1e3
+
+
+def pseudomedian(values: Sequence[float]) -> float:
+    """The median of all pairwise means (Hodges and Lehmann, Ann. Math. Stat. 34, 1963)."""
+    return median((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
 
 
 def log_ratios(ray_ranks: RankGroup, plain: RankGroup, cell: Cell, launch: int) -> dict[str, float]:
