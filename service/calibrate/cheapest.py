@@ -6,13 +6,13 @@ on the very samples it is counted on. A plan that was to be fixed in advance wou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from service.calibrate.error_rates import Rate, rule_on
 from service.calibrate.recording import LaunchSamples, Recording
-from service.calibrate.rivals import OWN, Rival, Row, asv, own_row, regression, row_of, welch
+from service.calibrate.rivals import OWN, Rival, Row, Runs, Said, asv, own_row, regression, row_of, welch
 from service.judge.looks import Looks
 
 POWER = 0.95
@@ -49,9 +49,9 @@ class Cheapest:
 def as_they_come() -> dict[str, list[Rival]]:
     """The rivals' rules with the thresholds of their defaults and documentation; how many runs each takes is not settled yet."""
     return {
-        "t-test": [Rival("", welch, 1)],
-        "pytest-benchmark, min:5%": [Rival("", regression(min, 5), 1)],
-        "pytest-benchmark, mean:5%": [Rival("", regression(fmean, 5), 1)],
+        "t-test": _in_either_order("", welch),
+        "pytest-benchmark, min:5%": _in_either_order("", regression(min, 5)),
+        "pytest-benchmark, mean:5%": _in_either_order("", regression(fmean, 5)),
         "asv, rounds in turn, factor 1.1": [Rival("", asv(1.1), 1, is_in_turn=True)],
     }
 
@@ -59,15 +59,22 @@ def as_they_come() -> dict[str, list[Rival]]:
 def tuned() -> dict[str, list[Rival]]:
     """The same with every threshold that is tried, and a rule that no tool offers: asv's on every trial."""
     thresholds = range(1, 6)
-    factors = (1.01, 1.025, 1.05, 1.1)
+    factors = (1.01, 1.015, 1.02, 1.025, 1.03, 1.035, 1.05, 1.1)
     return {
-        "pytest-benchmark, min:P%": [Rival(f"min:{p}%", regression(min, p), 1) for p in thresholds],
-        "pytest-benchmark, mean:P%": [Rival(f"mean:{p}%", regression(fmean, p), 1) for p in thresholds],
+        "pytest-benchmark, min:P%": [rival for p in thresholds for rival in _in_either_order(f"min:{p}%", regression(min, p))],
+        "pytest-benchmark, mean:P%": [
+            rival for p in thresholds for rival in _in_either_order(f"mean:{p}%", regression(fmean, p))
+        ],
         "asv, rounds in turn, any factor": [Rival(f"factor {f}", asv(f), 1, is_in_turn=True) for f in factors],
         "asv's rule on raw trials, rounds in turn": [
             Rival(f"factor {f}", asv(f, is_raw=True), 1, is_in_turn=True) for f in factors
         ],
     }
+
+
+def _in_either_order(name: str, says: Callable[[Runs, Runs], Said]) -> list[Rival]:
+    """All runs of one version and then those of the other, or in turn: that is up to whoever runs the tool."""
+    return [Rival(name, says, 1), Rival(", ".join(filter(None, (name, "in turn"))), says, 1, is_in_turn=True)]
 
 
 def cheapest(equal: Sequence[Recording], slower: Sequence[Recording], indifference_pct: float) -> list[Cheapest]:

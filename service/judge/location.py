@@ -20,8 +20,8 @@ def shift(
 
     It is the two-sample estimate of Hodges and Lehmann (Ann. Math. Stat. 34, 1963), with near rows alone: row i against row j comes with row
     j against row i, so a drift or a step cancels, and never from one block to another. Noise of trials is skew: most are near the fastest, some are
-    preempted. A difference of two such values is spread wider than either of them, so a rule that takes one difference a row needs 1.2 to 2.2 times
-    as many rows for the same error (on recorded trials: `experiments/METHODOLOGY.md`, section 4).
+    preempted. A difference of two such values is spread wider than either of them, so a rule that takes one difference a row has 1.2 to 2.2
+    times the variance (on recorded trials: `experiments/METHODOLOGY.md`, section 4).
 
     Args:
         baseline, other: [rows], in the order in which they were measured.
