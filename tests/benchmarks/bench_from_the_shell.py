@@ -4,8 +4,8 @@
 
 A study's cell (`cplab calibrate`), 5 % planted. The rival is the one that resolves soonest on recordings of METHODOLOGY's machine A: the
 minimum of `--runs` runs of each version in turn, `--trials` each. Its every run is a fresh interpreter, as tools start them; what pytest or asv
-themselves take is not counted, and `import torch` alone, printed beside it, is the least that any such run takes. The service is asked with the
-default plan of a user's sweep that may go on: A/A, controls and the checks of correctness in it. Decisions of both take turns.
+themselves take is not counted, and `import torch.distributed` alone, printed below, is the least that any such run takes. The service is asked
+as a user asks it, looks after 8, 13 and 20 launches, with A/A, controls and the checks of correctness. Decisions of both take turns.
 """
 
 from __future__ import annotations
