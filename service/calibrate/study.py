@@ -74,13 +74,18 @@ def study_spec(overrides: Sequence[str], seed: int, wait_us: float) -> Experimen
     """
     if taken := [change for change in overrides if change.split("=")[0].split(".")[0] in ("arms", "seed")]:
         raise SpecError(f"--set {taken[0]}: a study sets its own arms and seeds; see --planted-pct and --seed")
-    arms = f"arms={{{BASELINE_ARM}: {{schedule: serial}}, {OTHER_ARM}: {{schedule: serial, planted_wait_us: {wait_us!r}}}}}"
-    spec = catalogue.load("quickstart", [*CELL, *overrides, f"seed={seed}", arms])
+    spec = catalogue.load("quickstart", study_changes(overrides, seed, wait_us))
     if (cells := len(spec.expand().cells)) != 1:
         raise SpecError(
             f"--set: a study has one cell, and these overrides make {cells}: give one value for each of cells.* and workload.*"
         )
     return spec
+
+
+def study_changes(overrides: Sequence[str], seed: int, wait_us: float) -> list[str]:
+    """What makes a comparison's spec of quickstart: KEY=VALUE, the user's overrides among them."""
+    arms = f"arms={{{BASELINE_ARM}: {{schedule: serial}}, {OTHER_ARM}: {{schedule: serial, planted_wait_us: {wait_us!r}}}}}"
+    return [*CELL, *overrides, f"seed={seed}", arms]
 
 
 def smaller_cell(new_tokens: int, launch_s: float) -> int | None:

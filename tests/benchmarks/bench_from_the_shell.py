@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from experiments.names import BASELINE_ARM
 from service.calibrate.recording import OTHER_ARM
 from service.calibrate.rivals import Said, regression
-from service.calibrate.study import CELL
+from service.calibrate.study import study_changes
 
 PLANTED = 0.05
 OWN_PLAN = ("measurement.aa=true", "measurement.launches=8", "measurement.max_launches=20")
@@ -67,13 +66,12 @@ def by_the_minimum(options: argparse.Namespace, wait_us: float, seed: int, chang
     return Decision(regression(min, options.min_pct)(runs[0.0], runs[wait_us]) is Said.SLOWER, wall_s)
 
 
-def by_the_service(folder: Path, wait_us: float, seed: int, changes: list[str]) -> Decision:
+def by_the_service(folder: Path, wait_us: float, seed: int, overrides: list[str]) -> Decision:
     """`cplab run` of the same cell, with everything that a user's sweep does."""
-    arms = f"arms={{{BASELINE_ARM}: {{schedule: serial}}, {OTHER_ARM}: {{schedule: serial, planted_wait_us: {wait_us!r}}}}}"
-    sets = [piece for change in (*CELL, *OWN_PLAN, arms, f"seed={seed}") for piece in ("--set", change)]
+    sets = [piece for change in study_changes([*OWN_PLAN, *overrides], seed, wait_us) for piece in ("--set", change)]
     path = folder / f"service-{seed}.json"
     _, wall_s = python(
-        *("-m", "service", "run", "quickstart", *sets, *changes, "--json", str(path)),
+        *("-m", "service", "run", "quickstart", *sets, "--json", str(path)),
         env={**os.environ, "CPLAB_HOME": str(folder / "home")},
     )
     result = json.loads(path.read_text())
@@ -107,7 +105,7 @@ def main() -> None:
     rival, own = [], []
     for number in range(options.decisions):
         rival.append(by_the_minimum(options, wait_us, 1000 * (number + 1), changes))
-        own.append(by_the_service(options.folder, wait_us, 1000 * (number + 1), changes))
+        own.append(by_the_service(options.folder, wait_us, 1000 * (number + 1), options.overrides))
         print(f"{number + 1}/{options.decisions}: {rival[-1].wall_s:.1f} and {own[-1].wall_s:.1f} s", flush=True)
     print("| | 5 % found | s from the shell to the answer |\n|---|---|---|")
     print(line(f"min:{options.min_pct}%, in turn, {options.runs} runs of each, {options.trials} trials", rival))
